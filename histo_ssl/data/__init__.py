@@ -1,0 +1,1 @@
+"""Slide lists, image folders, generated slides, and the batches made of them."""

@@ -1,0 +1,1 @@
+"""Ways to pretrain: one file and one YAML each."""

@@ -1,0 +1,1 @@
+"""Ways to score embeddings: one file and one YAML each."""

@@ -1,0 +1,81 @@
+"""The report: one page that opens from disk and can be sent around, its Markdown twin, the scores as CSV."""
+
+import base64
+import time
+from pathlib import Path
+
+import jinja2
+
+from histo_ssl.artifacts import write_text
+from histo_ssl.report import scores
+from histo_ssl.report.plots import Picture
+from histo_ssl.report.runs import read_runs, read_tile_sets
+from histo_ssl.report.sections import run_section, tile_section
+from histo_ssl.report.tables import csv_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+MARKDOWN_SPECIALS = str.maketrans({c: f"\\{c}" for c in "\\`*[]|"} | {"\n": " ", "\r": " "})
+
+
+def build_report(runs_dir: Path) -> Path:
+    """Write `report/index.html`, `report.md` and `report.csv` from what is finished under `runs_dir`.
+
+    Returns:
+        The page, `<runs_dir>/report/index.html`.
+    """
+    runs = read_runs(runs_dir)
+    content = {
+        "generated": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "folder": runs_dir.resolve().name,
+        "headline": scores.headline(runs),
+        "axis_low": scores.axis_low(
+            row for run in runs for row in map(scores.primary_row, run.results) if row
+        ),
+        "runs": [run_section(run, place=place) for place, run in enumerate(runs, start=1)],
+        "tile_sets": [
+            tile_section(t, place=place) for place, t in enumerate(read_tile_sets(runs_dir), start=1)
+        ],
+    }
+    templates = _templates()
+    report = runs_dir / "report"
+    write_text(report / "report.csv", csv_text(runs))
+    write_text(report / "report.md", templates.get_template("report.md.j2").render(content))
+    write_text(report / "index.html", templates.get_template("page.html.j2").render(content))
+    return report / "index.html"
+
+
+def data_uri(picture: Picture) -> str:
+    """The picture as an address that holds the picture itself, so that the page needs no other file.
+
+    >>> data_uri(Picture(title="", alt="", media_type="image/png", content=b"abc"))
+    'data:image/png;base64,YWJj'
+    """
+    return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"
+
+
+def plain_markdown(text: str) -> str:
+    r"""The text with everything escaped that Markdown would take for a table, a link, code or emphasis.
+
+    >>> print(plain_markdown("a|b"))
+    a\|b
+    """
+    return text.translate(MARKDOWN_SPECIALS)
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,  # names come from file names and manifests: none of them may become markup
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "data_uri": data_uri,
+        "interval": scores.interval,
+        "markdown": plain_markdown,
+        "number": scores.number,
+        "words": scores.words,
+    }
+    environment.globals |= {"FLOORS": scores.FLOORS}
+    return environment

@@ -1,0 +1,195 @@
+"""What lies finished under `runs_dir`, as the report sees it: runs with their results, and tile sets.
+
+A run is one encoder (a folder of `pretrain/`) with the results of every task that it was scored on. Folders
+without a valid done mark are left out; a file that is missing from a finished folder leaves its place empty.
+"""
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from histo_ssl.artifacts import PROVENANCE, counts, is_done, read_json
+
+ScoreKey = tuple[str, str, str, str]  # subject, protocol, metric, class ("" over all classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A score with its 95 % interval and the score of guessing; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One encoder on one task: the content of a `results/*/results.json`."""
+
+    folder: Path
+    method: str
+    backbone: str
+    data: str
+    task: str
+    encoder_folder: str  # relative to runs_dir
+    tile_folder: str  # relative to runs_dir
+    primary: tuple[str, str]  # protocol and metric that stand for the task in the overview
+    classes: list[str]
+    counts: dict[str, int]
+    notes: list[str]
+    scores: dict[ScoreKey, Estimate]
+    confusion: dict[str, dict[str, list[list[int]]]]  # subject -> protocol -> rows: truth, columns: predicted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One encoder: how it was trained, and what it scored."""
+
+    name: str  # folder relative to runs_dir
+    folder: Path
+    results: list[Result]
+    metrics: list[dict[str, float]]  # one row per logged step, in order
+    configuration: str
+    provenance: dict[str, Any]
+    views: Path | None
+
+    @property
+    def tile_config(self) -> dict[str, Any]:
+        """The part of its configuration that made the tiles it was trained on."""
+        config = self.provenance.get("config") or {}
+        return {name: config[name] for name in ("data", "tiling") if name in config}
+
+    @property
+    def title(self) -> str:
+        """Name of the folder without the fingerprint: `dino-vit_t-synthetic`."""
+        return self.folder.name.rpartition("-")[0] or self.folder.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSet:
+    """One data set, tiled: which slides gave how many tiles, and which failed."""
+
+    name: str  # folder relative to runs_dir
+    config: Any  # what it was made of
+    counts: dict[str, int]  # such as {"slides": 12, "failed": 0, "tiles": 2710}
+    source: dict[str, Any]
+    status: list[dict[str, str]]  # failed first
+    overlays: list[Path]
+
+    @property
+    def n_failed(self) -> int:
+        """Slides (or images) that could not be read or cut."""
+        return sum(bool(row.get("reason")) for row in self.status)
+
+
+def read_runs(runs_dir: Path) -> list[Run]:
+    """Every finished pretraining and every encoder that a finished result names, by name."""
+    by_encoder: dict[str, list[Result]] = {
+        f"pretrain/{path.name}": [] for path in finished(runs_dir / "pretrain")
+    }
+    for result in read_results(runs_dir):
+        by_encoder.setdefault(result.encoder_folder, []).append(result)
+    return [_run(runs_dir, name=name, results=by_encoder[name]) for name in sorted(by_encoder)]
+
+
+def read_results(runs_dir: Path) -> list[Result]:
+    """Every finished result, by name."""
+    return [_result(folder) for folder in finished(runs_dir / "results")]
+
+
+def read_tile_sets(runs_dir: Path) -> list[TileSet]:
+    """Every finished tile folder, by name."""
+    return [_tile_set(folder) for folder in finished(runs_dir / "tiles")]
+
+
+def finished(parent: Path) -> list[Path]:
+    """Finished folders directly below `parent`, by name; none where `parent` does not exist."""
+    return [path for path in sorted(parent.glob("*")) if path.is_dir() and is_done(path)]
+
+
+def _run(runs_dir: Path, *, name: str, results: list[Result]) -> Run:
+    folder = runs_dir / name
+    is_there = is_done(folder)
+    made_by = _json(folder / PROVENANCE) if is_there else {}
+    return Run(
+        name=name,
+        folder=folder,
+        results=results,
+        metrics=_metrics(folder / "metrics.jsonl") if is_there else [],
+        configuration=json.dumps(made_by["config"], indent=2) if made_by else "",
+        provenance=made_by,
+        views=folder / "views.png" if is_there and (folder / "views.png").exists() else None,
+    )
+
+
+def _result(folder: Path) -> Result:
+    content = read_json(folder / "results.json")
+    protocol, metric = content["primary"]
+    return Result(
+        folder=folder,
+        method=content["method"],
+        backbone=content["backbone"],
+        data=content["data"],
+        task=content["task"],
+        encoder_folder=content["encoder_folder"],
+        tile_folder=content["tile_folder"],
+        primary=(protocol, metric),
+        classes=content["classes"],
+        counts=content["counts"],
+        notes=content["notes"],
+        scores=dict(_score(row) for row in content["scores"]),
+        confusion=content["confusion"],
+    )
+
+
+def _score(row: dict[str, Any]) -> tuple[ScoreKey, Estimate]:
+    numbers = {name: _number(row[name]) for name in ("value", "low", "high", "chance")}
+    return (row["subject"], row["protocol"], row["metric"], row["label"]), Estimate(**numbers)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _tile_set(folder: Path) -> TileSet:
+    return TileSet(
+        name=f"tiles/{folder.name}",
+        config=_json(folder / PROVENANCE).get("config"),
+        counts=counts(folder),
+        source=_json(folder / "source.json"),
+        status=sorted(_table(folder / "status.csv"), key=lambda row: not row.get("reason")),
+        overlays=sorted((folder / "overlays").glob("*.png")),
+    )
+
+
+def _metrics(path: Path) -> list[dict[str, float]]:
+    """Logged rows by step; of a step that was trained twice (a stop, then a resume) the last one counts."""
+    rows: dict[float, dict[str, float]] = {}
+    for line in _text(path).splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # a line cut short when the run was killed
+            continue
+        numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+        rows[numbers["step"]] = numbers
+    return [rows[step] for step in sorted(rows)]
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(_text(path), newline="")))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(_text(path) or "{}"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""

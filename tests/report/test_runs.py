@@ -1,0 +1,65 @@
+"""What counts as finished, and what a broken or missing file does."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from histo_ssl.report.runs import read_results, read_runs, read_tile_sets
+
+VALUES = {"encoder": 0.9, "colour": 0.8, "random": 0.7}
+
+
+def test_a_folder_without_its_done_mark_is_left_out(fake_runs: Any) -> None:
+    tiles, encoder = fake_runs.tile_set(), fake_runs.pretraining()
+    result = fake_runs.result(encoder, tiles, values=VALUES)
+    assert [run.name for run in read_runs(fake_runs.path)] == [encoder]
+    for folder in (result, fake_runs.path / encoder, fake_runs.path / tiles):
+        (folder / "done.json").unlink()
+    assert read_runs(fake_runs.path) == []
+    assert read_tile_sets(fake_runs.path) == []
+
+
+def test_a_result_belongs_to_the_run_that_it_names_also_when_that_folder_is_gone(fake_runs: Any) -> None:
+    fake_runs.result("pretrain/gone-vit_t-x-0123456789", "tiles/gone", values=VALUES)
+    (run,) = read_runs(fake_runs.path)
+    assert run.title == "gone-vit_t-x"
+    assert [result.method for result in run.results] == ["dino"]
+    assert (run.metrics, run.provenance, run.views) == ([], {}, None)
+
+
+def test_scores_are_found_by_subject_protocol_metric_and_class(fake_runs: Any) -> None:
+    fake_runs.result("pretrain/a-b-c-0", "tiles/t", values=VALUES)
+    (result,) = read_results(fake_runs.path)
+    estimate = result.scores["colour", "euclidean_k5", "auc", "stroma"]  # second class: 0.8 - 0.02
+    assert (estimate.value, estimate.chance) == (0.8 - 0.02, 0.5)
+    assert (estimate.low, estimate.high) == (0.78 - 0.03, 0.78 + 0.03)
+
+
+def test_a_null_in_the_scores_is_read_as_nan(fake_runs: Any) -> None:
+    row = {"subject": "encoder", "protocol": "p", "metric": "auc", "label": "", "value": 0.5}
+    scores = [{**row, "low": None, "high": None, "chance": None}]
+    fake_runs.result("pretrain/a-b-c-0", "tiles/t", values={}, scores=scores, primary=["p", "auc"])
+    (result,) = read_results(fake_runs.path)
+    estimate = result.scores["encoder", "p", "auc", ""]
+    assert estimate.value == 0.5
+    assert all(map(math.isnan, (estimate.low, estimate.high, estimate.chance)))
+
+
+def test_a_step_trained_twice_counts_once_and_a_line_cut_short_not_at_all(fake_runs: Any) -> None:
+    def write(folder: Path) -> None:
+        rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 2.0, "note": "x"}]
+        lines = [json.dumps(row) for row in rows]
+        (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "lo']))
+
+    fake_runs.finish("pretrain/a-b-c-0", write)
+    (run,) = read_runs(fake_runs.path)
+    assert run.metrics == [{"step": 1.0, "loss": 3.0}, {"step": 2.0, "loss": 2.0}]
+
+
+def test_failed_slides_come_first_and_are_counted(fake_runs: Any) -> None:
+    fake_runs.tile_set(n_slides=2, failed={"bad1": "unreadable", "bad2": "no um/px"})
+    (tile_set,) = read_tile_sets(fake_runs.path)
+    assert [row["slide_id"] for row in tile_set.status] == ["bad1", "bad2", "slide0", "slide1"]
+    assert tile_set.n_failed == 2
+    assert tile_set.counts == {"slides": 2, "failed": 2, "tiles": 422}

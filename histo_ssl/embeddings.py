@@ -1,0 +1,129 @@
+"""Embeddings on disk, one HDF5 file per slide, and in memory with what is known of each tile.
+
+The file's layout is the one that CLAM (arXiv:2004.09666) and TRIDENT (arXiv:2502.06750) read and write: a
+data set `features` (N, D), a data set `coords` (N, 2) of the tiles' upper left corners in level-0 px, and on
+`coords` attributes that say how the tiles were cut. So bags of embeddings move both ways.
+
+Letters: N tiles, D width of an embedding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from histo_ssl.artifacts import atomic_path
+
+Attributes = Mapping[str, str | int | float]
+Mask = NDArray[np.bool_]
+Texts = NDArray[np.str_]
+
+FEATURES, COORDS = "features", "coords"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmbeddingSet:
+    """Embeddings of many tiles, of one slide or of many; row i of every field is the same tile.
+
+    Raises:
+        ValueError: the fields differ in length.
+    """
+
+    features: NDArray[np.float32]  # (N, D)
+    coords: NDArray[np.int64]  # (N, 2), x and y in level-0 px
+    slide: Texts  # (N,), as all that follow; "" where nothing is known
+    patient: Texts
+    site: Texts
+    split: Texts
+    label: Texts
+
+    def __post_init__(self) -> None:
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{length} {name}" for name, length in lengths.items())
+            raise ValueError(f"an embedding set needs one row per tile in every field, got {shown}")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def subset(self, mask: Mask) -> Self:
+        """The tiles where `mask` (N,) is true, in their order."""
+        return type(self)(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
+
+    def labelled(self) -> Self:
+        """The tiles that have a label."""
+        return self.subset(self.label != "")
+
+
+def write_embeddings(
+    path: Path, *, features: NDArray[np.floating], coords: NDArray[np.integer], attributes: Attributes
+) -> None:
+    """Write one slide's embeddings to `path`, atomically: a reader finds the whole file or none.
+
+    Args:
+        path: HDF5 file; replaced if it is there.
+        features: (N, D), finite; stored as float32.
+        coords: (N, 2), level-0 px; stored as int64.
+        attributes: stored on `coords`, where CLAM and TRIDENT look for theirs.
+
+    Raises:
+        ValueError: `features` and `coords` don't belong together, or an embedding is not finite.
+    """
+    _check(path, features, coords)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset(FEATURES, data=features.astype(np.float32, copy=False))
+        file.create_dataset(COORDS, data=coords.astype(np.int64, copy=False)).attrs.update(attributes)
+
+
+def read_embeddings(
+    path: Path,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, str | int | float]]:
+    """Features (N, D), coords (N, 2) and attributes of a file that we, CLAM or TRIDENT wrote.
+
+    Of the attributes, those that are single values; CLAM has lists among its own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no HDF5 file, a data set is missing, they don't belong together, or an embedding is not
+            finite.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of embeddings; run the stage 'embed' first")
+    if not h5py.is_hdf5(path):
+        raise ValueError(f"{path}: not an HDF5 file; delete it and run the stage 'embed' again")
+    with h5py.File(path, "r") as file:
+        missing = {FEATURES, COORDS} - set(file)
+        if missing:
+            found = ", ".join(sorted(file)) or "nothing"
+            raise ValueError(
+                f"{path}: '{min(missing)}' is missing; embeddings have '{FEATURES}' and '{COORDS}', "
+                f"this file has {found}"
+            )
+        features, coords = np.asarray(file[FEATURES]), np.asarray(file[COORDS])
+        attributes = _single_values(file[COORDS].attrs)
+    _check(path, features, coords)
+    return features.astype(np.float32, copy=False), coords.astype(np.int64, copy=False), attributes
+
+
+def _single_values(stored: Mapping[str, object]) -> dict[str, str | int | float]:
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in stored.items()}
+    return {name: value for name, value in plain.items() if isinstance(value, str | int | float)}
+
+
+def _check(path: Path, features: NDArray[np.generic], coords: NDArray[np.generic]) -> None:
+    """Refuse what is not one finite row of numbers and one position per tile."""
+    if features.ndim != 2 or coords.shape != (len(features), 2):
+        raise ValueError(
+            f"{path}: features {features.shape} and coords {coords.shape} don't belong together; "
+            "expected (N, D) and (N, 2) for the same N tiles"
+        )
+    n_bad = int((~np.isfinite(features)).any(axis=1).sum())
+    if n_bad:
+        raise ValueError(
+            f"{path}: {n_bad} of {len(features)} embeddings are not finite, so the encoder has diverged; "
+            "look at its loss and train it again"
+        )

@@ -1,0 +1,44 @@
+"""What a task is: it takes embeddings of labelled tiles and returns scores that say how sure they are."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import pandas as pd
+
+from histo_ssl.embeddings import EmbeddingSet
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number about one set of embeddings, with what it takes to judge it."""
+
+    subject: str  # whose embeddings: "encoder", or a floor: "colour", "random"
+    protocol: str  # how they were scored, such as "weighted_k20"
+    metric: str  # one of METRICS
+    label: str  # the class it is about; "" for all classes together
+    value: float  # 0-1, NaN where the test set doesn't define it
+    low: float  # 95 % interval, NaN where there is none
+    high: float
+    chance: float  # what the best guess reaches that never looks at the tile
+
+
+@dataclass(kw_only=True)
+class TaskResult:
+    """What a task found out about one set of embeddings."""
+
+    scores: list[Score]
+    predictions: pd.DataFrame  # one row per protocol and test tile
+    confusion: dict[str, list[list[int]]]  # by protocol: row = true class, column = predicted class
+    classes: list[str]  # order of the rows and columns of `confusion`
+    notes: list[str]  # sentences that a reader of the scores must know
+    counts: dict[str, int]  # n_train, n_test (tiles), n_train_groups, n_test_groups
+    primary: tuple[str, str]  # protocol and metric that stand for the task
+
+
+class Task(Protocol):
+    """Labelled data x protocol."""
+
+    def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
+        """Scores of `embeddings`, which belong to `subject` ("encoder", "colour" or "random")."""

@@ -1,0 +1,166 @@
+"""The task `knn`: what a tile's neighbours say of its class. Nothing is trained but the encoder.
+
+Two protocols have names. DINO's: L2-normalised embeddings, the k most similar vote with weight exp(s / T)
+(Wu et al., arXiv:1805.01978, section 3.4). That of arXiv:2203.00585: plain votes of the nearest in Euclidean
+distance.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from histo_ssl.embeddings import EmbeddingSet
+from histo_ssl.tasks.base import METRICS, Score, TaskResult
+from histo_ssl.tasks.neighbors import KnnProtocol, knn_scores
+from histo_ssl.tasks.scores import Predictions, cautions, scores_of
+from histo_ssl.tasks.splits import Split, split_tiles
+
+
+class KnnTask:
+    """Scores embeddings of labelled tiles by their neighbours (see `conf/task/knn.yaml` for each value)."""
+
+    def __init__(
+        self,
+        *,
+        protocols: Mapping[str, KnnProtocol],
+        primary: tuple[str, str],
+        test_share: float,
+        n_bootstrap: int,
+        seed: int,
+        chunk_rows: int,
+    ) -> None:
+        if primary[0] not in protocols or primary[1] not in METRICS:
+            raise ValueError(
+                f"task.protocol.primary={list(primary)}: expected a protocol ({', '.join(protocols)}) and "
+                f"a metric ({', '.join(METRICS)})"
+            )
+        self.protocols = protocols
+        self.primary = (primary[0], primary[1])
+        self.test_share = test_share
+        self.n_bootstrap = n_bootstrap
+        self.seed = seed
+        self.chunk_rows = chunk_rows
+
+    def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
+        """Scores with intervals, predictions and confusion matrices under every protocol.
+
+        Data without a single label give a result without scores, and a note that says so.
+
+        Raises:
+            ValueError: there is only one class, the test has a class that train lacks, or the split leaks.
+        """
+        row = np.flatnonzero(embeddings.label != "")
+        if not len(row):
+            return self._nothing()
+        labelled = embeddings.labelled()
+        split = split_tiles(labelled, test_share=self.test_share, seed=self.seed)
+        classes = _classes(labelled.label, split)
+        predictions = {
+            name: self._predictions(labelled, split, classes=classes, protocol=protocol)
+            for name, protocol in self.protocols.items()
+        }
+        tiles = _table(labelled.subset(split.test)).assign(tile=row[split.test], subject=subject)
+        return TaskResult(
+            scores=[
+                score for name, found in predictions.items() for score in self._scores(found, subject, name)
+            ],
+            predictions=pd.concat(
+                [_predicted(found, tiles, name) for name, found in predictions.items()], ignore_index=True
+            ),
+            confusion={name: _confusion(found) for name, found in predictions.items()},
+            classes=classes,
+            notes=[*split.notes, *self._clamped(split), *cautions(next(iter(predictions.values())))],
+            counts=_counts(split),
+            primary=self.primary,
+        )
+
+    def _predictions(
+        self, tiles: EmbeddingSet, split: Split, *, classes: list[str], protocol: KnnProtocol
+    ) -> Predictions:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        truth = np.searchsorted(classes, tiles.label)
+        scores_MC = knn_scores(
+            torch.from_numpy(tiles.features[split.train]).to(device),
+            torch.from_numpy(truth[split.train]).to(device),
+            torch.from_numpy(tiles.features[split.test]).to(device),
+            n_classes=len(classes),
+            protocol=protocol,
+            chunk_rows=self.chunk_rows,
+        )
+        group = np.unique(split.group[split.test], return_inverse=True)[1]
+        return Predictions(
+            score_MC=scores_MC.cpu().numpy(), truth_M=truth[split.test], group_M=group, classes=classes
+        )
+
+    def _scores(self, predictions: Predictions, subject: str, protocol: str) -> list[Score]:
+        return scores_of(
+            predictions, subject=subject, protocol=protocol, n_bootstrap=self.n_bootstrap, seed=self.seed
+        )
+
+    def _clamped(self, split: Split) -> list[str]:
+        n_train = int(split.train.sum())
+        return [
+            f"{name} asks for {protocol.k} neighbours, train has {n_train} tiles: all of them vote"
+            for name, protocol in self.protocols.items()
+            if protocol.k > n_train
+        ]
+
+    def _nothing(self) -> TaskResult:
+        counts = dict.fromkeys(("n_train", "n_test", "n_train_groups", "n_test_groups"), 0)
+        return TaskResult(
+            scores=[],
+            predictions=pd.DataFrame(),
+            confusion={},
+            classes=[],
+            counts=counts,
+            primary=self.primary,
+            notes=["no tile of this data set has a label: nothing to score"],
+        )
+
+
+def _classes(label: NDArray[np.str_], split: Split) -> list[str]:
+    """Classes that train knows, sorted; those of the test are among them.
+
+    Raises:
+        ValueError: there is only one, or the test has another.
+    """
+    known = np.unique(label[split.train])
+    unknown = np.setdiff1d(label[split.test], known)
+    if len(unknown):
+        raise ValueError(
+            f"the test has tiles of class {', '.join(unknown)}, train has none (it has {', '.join(known)}): "
+            "nobody could get them right; correct the labels or the split"
+        )
+    if len(known) < 2:
+        raise ValueError(
+            f"all labelled tiles in train are of class {known[0]}: telling classes apart needs two or more"
+        )
+    return [str(name) for name in known]
+
+
+def _counts(split: Split) -> dict[str, int]:
+    parts = {"train": split.train, "test": split.test}
+    tiles = {f"n_{name}": int(part.sum()) for name, part in parts.items()}
+    return tiles | {f"n_{name}_groups": split.n_groups(part) for name, part in parts.items()}
+
+
+def _table(tiles: EmbeddingSet) -> pd.DataFrame:
+    x, y = tiles.coords.T
+    return pd.DataFrame(
+        {"slide": tiles.slide, "x": x, "y": y, "patient": tiles.patient, "label": tiles.label}
+    )
+
+
+def _predicted(predictions: Predictions, tiles: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Test tiles with the class they were given and the score of each class."""
+    classes = np.array(predictions.classes)
+    scores = {f"score_{name}": column for name, column in zip(classes, predictions.score_MC.T, strict=True)}
+    return tiles.assign(protocol=protocol, predicted=classes[predictions.predicted_M], **scores)
+
+
+def _confusion(predictions: Predictions) -> list[list[int]]:
+    rows: list[list[int]] = predictions.confusion_GCC().sum(axis=0).astype(int).tolist()
+    return rows

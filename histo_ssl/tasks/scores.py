@@ -1,0 +1,162 @@
+"""Scores of predictions, and how far they would move with other patients.
+
+The interval is the percentile bootstrap over groups (Efron and Tibshirani 1993, chapter 13): whole patients
+are drawn with replacement, since tiles of one patient resemble each other. A resample is a weight per group,
+so metrics are functions of weights, computed for many resamples at once; the test set has weights of 1.
+
+A class that a resample lacks is left out of its means. To leave out such resamples instead sounds stricter
+and is worse: with 3 patients and rare classes, a 95 % interval of balanced accuracy then held the truth in
+45 % of simulated test sets, and does in 73 % this way.
+
+Letters: M test tiles, C classes, G groups, R weightings, K scores.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histo_ssl.tasks.base import Score
+from histo_ssl.tasks.metrics import accuracy, auc, balanced_accuracy, macro_f1, mean_over_defined
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+INTERVAL_PERCENT = (2.5, 97.5)
+BLOCK_NUMBERS = 2_000_000  # weights in memory at a time, 16 MB
+FEW_GROUPS = 10
+# Simulated: accuracy, SD 1 of the patients' logits, 20 to 100 tiles each, 1,500 test sets.
+COVERAGE = (
+    "a 95 % interval held the truth in 49 % of simulated test sets with 2 patients, 82 % with 5, 89 % with 10"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Class scores of test tiles, beside the truth."""
+
+    score_MC: Floats  # higher is likelier; any scale
+    truth_M: Ints  # 0 to C - 1
+    group_M: Ints  # 0 to G - 1, each of which has a tile
+    classes: list[str]
+
+    @property
+    def predicted_M(self) -> Ints:
+        """The class of the highest score; the first of equals."""
+        return np.asarray(self.score_MC.argmax(axis=1), dtype=np.int64)
+
+    @property
+    def n_groups(self) -> int:
+        """G."""
+        return int(self.group_M.max()) + 1
+
+    def confusion_GCC(self) -> Floats:
+        """How many tiles of each group and true class (row) were given to which class (column)."""
+        n_classes = len(self.classes)
+        n_GCC = np.zeros((self.n_groups, n_classes, n_classes))
+        np.add.at(n_GCC, (self.group_M, self.truth_M, self.predicted_M), 1)
+        return n_GCC
+
+
+def scores_of(
+    predictions: Predictions, *, subject: str, protocol: str, n_bootstrap: int, seed: int
+) -> list[Score]:
+    """Accuracy, balanced accuracy, macro F1, macro AUC and one-vs-rest AUC of each class, with intervals.
+
+    Args:
+        predictions: of the test tiles.
+        subject: whose embeddings these are.
+        protocol: how they were scored.
+        n_bootstrap: number of resamples.
+        seed: of the resamples; the same groups are drawn for every subject and protocol.
+
+    Returns:
+        4 + C scores. The interval is NaN where nothing can vary: with one group in the test, and for a class
+        that one group has alone or whose rest is in one group.
+    """
+    n_GCC = predictions.confusion_GCC()
+    blocks = _weights(len(n_GCC), n_bootstrap=n_bootstrap, seed=seed, n_tiles=len(predictions.truth_M))
+    values_RK = np.concatenate([_values(predictions, n_GCC, w_RG) for w_RG in blocks])
+    names = [("accuracy", ""), ("balanced_accuracy", ""), ("macro_f1", ""), ("auc", "")]
+    names += [("auc", name) for name in predictions.classes]
+    varies_C = _n_groups_each_side(n_GCC).min(axis=0) > 1
+    varies_K = [*[len(n_GCC) > 1] * 3, bool(varies_C.any()), *varies_C.tolist()]
+    rows = zip(names, values_RK.T, varies_K, _chances(n_GCC), strict=True)
+    return [
+        Score(
+            subject=subject,
+            protocol=protocol,
+            metric=metric,
+            label=label,
+            value=float(values_R[0]),
+            low=_percentile(values_R[1:], INTERVAL_PERCENT[0]) if varies else np.nan,
+            high=_percentile(values_R[1:], INTERVAL_PERCENT[1]) if varies else np.nan,
+            chance=chance,
+        )
+        for (metric, label), values_R, varies, chance in rows
+    ]
+
+
+def cautions(predictions: Predictions) -> list[str]:
+    """What this test set can't tell, a sentence each; empty where it tells everything."""
+    n_with_C, n_without_C = _n_groups_each_side(predictions.confusion_GCC())
+    absent = [name for name, n in zip(predictions.classes, n_with_C, strict=True) if n == 0]
+    notes = [f"no test tile is of class {name}: it has no score and no part in any mean" for name in absent]
+    if predictions.n_groups == 1:
+        return [*notes, "all test tiles are of one patient (or slide): there are no intervals"]
+    fixed = np.minimum(n_with_C, n_without_C) == 1
+    alone = ", ".join(np.array(predictions.classes)[fixed & (n_with_C > 0)])
+    if alone:
+        notes.append(f"too few test patients (or slides) for an interval of the AUC of: {alone}")
+    if predictions.n_groups < FEW_GROUPS:
+        notes.append(
+            f"intervals rest on {predictions.n_groups} patients (or slides) and are too narrow: {COVERAGE}"
+        )
+    return notes
+
+
+def _values(predictions: Predictions, n_GCC: Floats, w_RG: Floats) -> Floats:
+    """All scores (R, K) under each weighting of the groups."""
+    n_RCC = np.tensordot(w_RG, n_GCC, axes=1)
+    w_RM = w_RG[:, predictions.group_M]
+    columns = enumerate(predictions.score_MC.T)
+    auc_RC = np.stack([auc(score_M, predictions.truth_M == c, w_RM) for c, score_M in columns], axis=1)
+    means = (accuracy(n_RCC), balanced_accuracy(n_RCC), macro_f1(n_RCC), mean_over_defined(auc_RC))
+    return np.column_stack([*means, auc_RC])
+
+
+def _weights(n_groups: int, *, n_bootstrap: int, seed: int, n_tiles: int) -> Iterator[Floats]:
+    """How often each group (R, G) is in the test set, then in each resample, in blocks of rows."""
+    yield np.ones((1, n_groups))
+    rng = np.random.default_rng(seed)
+    n_rows = max(1, BLOCK_NUMBERS // n_tiles)
+    for start in range(0, n_bootstrap, n_rows):
+        drawn_RG = rng.integers(n_groups, size=(min(n_rows, n_bootstrap - start), n_groups))
+        cell_RG = drawn_RG + n_groups * np.arange(len(drawn_RG))[:, None]
+        yield np.bincount(cell_RG.ravel(), minlength=cell_RG.size).reshape(cell_RG.shape).astype(np.float64)
+
+
+def _percentile(values_R: Floats, percent: float) -> float:
+    """Percentile over the resamples that define the score, NaN if none does."""
+    defined = values_R[~np.isnan(values_R)]
+    return float(np.percentile(defined, percent)) if len(defined) else np.nan
+
+
+def _n_groups_each_side(n_GCC: Floats) -> Ints:
+    """Number of groups (2, C) that have a tile of the class, and that have one of another class."""
+    n_GC = n_GCC.sum(axis=2)
+    others_GC = n_GC.sum(axis=1, keepdims=True) - n_GC
+    return np.stack([(n_GC > 0).sum(axis=0), (others_GC > 0).sum(axis=0)])
+
+
+def _chances(n_GCC: Floats) -> list[float]:
+    """What the best guess reaches that knows how common each class is in the test, but looks at no tile.
+
+    Accuracy: always the commonest class. Balanced accuracy: 1 / C, whatever the guess. Macro F1: to guess
+    class c with probability q_c makes F1_c the harmonic mean of q_c and its share p_c (many tiles); the mean
+    over c is concave in q and largest at q = p, where it is 1 / C. AUC: 1/2. C counts the test's classes.
+    """
+    n_C = n_GCC.sum(axis=(0, 2))
+    one_of = float(1 / np.count_nonzero(n_C))
+    return [float(n_C.max() / n_C.sum()), one_of, one_of, 0.5] + [0.5] * len(n_C)

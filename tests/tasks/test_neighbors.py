@@ -1,0 +1,147 @@
+"""The vote of the neighbours equals scikit-learn's, and a plain loop over the formula."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from histo_ssl.tasks.neighbors import KnnProtocol, knn_scores
+
+TEMPERATURE = 0.07
+COSINE = {"metric": "cosine", "weighting": "softmax", "temperature": TEMPERATURE}
+EUCLIDEAN = {"metric": "euclidean", "weighting": "uniform", "temperature": None}
+
+
+def _random(n: int, *, D: int = 6, seed: int = 0) -> Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
+
+
+def _labels(n: int, *, C: int = 3) -> Tensor:
+    return torch.cat(
+        [torch.arange(C), torch.randint(C, (n - C,), generator=torch.Generator().manual_seed(1))]
+    )
+
+
+def _softmax_of_similarity(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp((1 - distance) / TEMPERATURE)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+@pytest.mark.parametrize("n_train", [23, 300])
+@pytest.mark.parametrize("chunk_rows", [1, 7, 40, 1000])
+def test_votes_equal_scikit_learns_at_every_chunk_size(k: int, n_train: int, chunk_rows: int) -> None:
+    train, labels, test = _random(n_train), _labels(n_train), _random(40, seed=2)
+    for setting, weights in ((COSINE, _softmax_of_similarity), (EUCLIDEAN, "uniform")):
+        reference = KNeighborsClassifier(k, metric=setting["metric"], weights=weights, algorithm="brute")
+        expected = reference.fit(train.double(), labels).predict_proba(test.double())
+        protocol = KnnProtocol(k=k, **setting)
+        found = knn_scores(train, labels, test, n_classes=3, protocol=protocol, chunk_rows=chunk_rows)
+        np.testing.assert_allclose(found, expected, atol=2e-6)  # float32 distances / T
+
+
+def test_weighted_votes_equal_a_loop_over_the_formula() -> None:
+    train, labels, test = _random(9), _labels(9), _random(4, seed=2)
+    protocol = KnnProtocol(k=4, **COSINE)
+    found = knn_scores(train, labels, test, n_classes=3, protocol=protocol, chunk_rows=3)
+    for row, x in zip(found, test, strict=True):
+        s = [float(x @ t / (x.norm() * t.norm())) for t in train]
+        nearest = sorted(range(9), key=lambda i: -s[i])[:4]
+        votes = [sum(math.exp(s[i] / TEMPERATURE) for i in nearest if labels[i] == c) for c in range(3)]
+        assert row.tolist() == pytest.approx([vote / sum(votes) for vote in votes], abs=1e-5)
+
+
+@pytest.mark.parametrize("setting", [COSINE, EUCLIDEAN])
+def test_all_training_tiles_vote_when_k_is_larger_than_their_number(setting: dict) -> None:
+    train, labels, test = _random(7), _labels(7), _random(3, seed=2)
+    many, all_ = (
+        knn_scores(train, labels, test, n_classes=3, protocol=KnnProtocol(k=k, **setting), chunk_rows=2)
+        for k in (99, 7)
+    )
+    assert torch.equal(many, all_)
+    if setting is EUCLIDEAN:
+        assert many[0].tolist() == pytest.approx((torch.bincount(labels) / 7).tolist())
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e4])
+def test_distances_survive_an_offset_ten_thousand_times_their_size(offset: float) -> None:
+    # Multiples of 1/256 stay exact in float32 at these offsets, so the true distances don't change at all.
+    train, test = ((_random(n, seed=n) * 256).round() / 256 for n in (200, 50))
+    labels, protocol = _labels(200), KnnProtocol(k=5, **EUCLIDEAN)
+    found = knn_scores(train + offset, labels, test + offset, n_classes=3, protocol=protocol, chunk_rows=16)
+    reference = KNeighborsClassifier(5, algorithm="kd_tree").fit(train.double(), labels)  # by differences
+    np.testing.assert_allclose(found, reference.predict_proba(test.double()), atol=1e-15)
+
+
+@pytest.mark.parametrize("setting", [COSINE, EUCLIDEAN])
+@pytest.mark.parametrize("chunk_rows", [1, 4, 100])
+def test_of_equally_distant_tiles_the_earlier_vote(setting: dict, chunk_rows: int) -> None:
+    tile = _random(1, D=384, seed=5)
+    train = torch.cat([_random(3, D=384), tile.repeat(50, 1)])  # rows 3 to 52 are the same tile
+    labels = torch.tensor([2, 2, 2] + [0] * 4 + [1] * 46)
+    test = torch.cat([tile, tile + 0.1 * _random(9, D=384, seed=6)])
+    protocol = KnnProtocol(k=5, **setting)
+    found = knn_scores(train, labels, test, n_classes=3, protocol=protocol, chunk_rows=chunk_rows)
+    # Rows 3, 4, 5, 6 (class 0) and 7 (class 1) of the fifty.
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.2, 0.0]]).double().expand(10, 3))
+
+
+def test_an_embedding_of_zeros_has_no_direction_and_no_effect_on_others() -> None:
+    train, labels = torch.cat([_random(5), torch.zeros(1, 6)]), torch.tensor([0, 1, 0, 1, 0, 2])
+    test = torch.cat([_random(2, seed=2), torch.zeros(1, 6)])
+    found = knn_scores(train, labels, test, n_classes=3, protocol=KnnProtocol(k=6, **COSINE), chunk_rows=2)
+    assert found[2].tolist() == pytest.approx([3 / 6, 2 / 6, 1 / 6])  # all similarities are 0
+    without = knn_scores(
+        train[:5], labels[:5], test, n_classes=3, protocol=KnnProtocol(k=5, **COSINE), chunk_rows=2
+    )
+    assert (found[:2, 0] / found[:2, 1]).tolist() == pytest.approx((without[:2, 0] / without[:2, 1]).tolist())
+
+
+def test_no_test_tiles_give_no_rows() -> None:
+    protocol = KnnProtocol(k=5, **EUCLIDEAN)
+    found = knn_scores(
+        _random(9), _labels(9), torch.zeros(0, 6), n_classes=3, protocol=protocol, chunk_rows=4
+    )
+    assert found.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"k": 0}, "k=0 neighbours can't vote"),
+        ({"metric": "manhattan"}, "metric='manhattan' is none of cosine, euclidean"),
+        ({"weighting": "rank"}, "weighting='rank' is none of softmax, uniform"),
+        ({"temperature": None}, "needs a temperature > 0, got None"),
+        ({"temperature": -1.0}, "needs a temperature > 0, got -1.0"),
+    ],
+)
+def test_a_protocol_without_meaning_is_refused(change: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        KnnProtocol(**{"k": 20, **COSINE, **change})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("setting", [COSINE, EUCLIDEAN])
+def test_a_gpu_finds_the_same_votes(setting: dict) -> None:
+    train, labels, test, protocol = (
+        _random(300),
+        _labels(300),
+        _random(40, seed=2),
+        KnnProtocol(k=5, **setting),
+    )
+    cpu, gpu = (
+        knn_scores(
+            train.to(device),
+            labels.to(device),
+            test.to(device),
+            n_classes=3,
+            protocol=protocol,
+            chunk_rows=16,
+        ).cpu()
+        for device in ("cpu", "cuda")
+    )
+    torch.testing.assert_close(gpu, cpu, atol=2e-6, rtol=0)

@@ -1,0 +1,109 @@
+"""Embeddings come back as they were written, or not at all."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from histo_ssl.embeddings import EmbeddingSet, read_embeddings, write_embeddings
+
+FEATURES = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
+COORDS = np.array([[0, 0], [512, 0], [0, 512], [2**31, 512]])
+ATTRIBUTES = {"encoder": "0123456789", "tile_px": 256, "mpp": 0.5}
+
+
+def _set(n: int = 4, **fields: list[str]) -> EmbeddingSet:
+    texts = {
+        name: np.array(fields.get(name, [""] * n)) for name in ("slide", "patient", "site", "split", "label")
+    }
+    return EmbeddingSet(features=FEATURES, coords=COORDS, **texts)
+
+
+def test_a_file_gives_back_the_same_numbers_positions_and_attributes(tmp_path: Path) -> None:
+    path = tmp_path / "S1.h5"
+    write_embeddings(path, features=FEATURES, coords=COORDS, attributes=ATTRIBUTES)
+    features, coords, attributes = read_embeddings(path)
+    np.testing.assert_array_equal(features, FEATURES)
+    np.testing.assert_array_equal(coords, COORDS)
+    assert attributes == ATTRIBUTES
+    assert {name: type(value) for name, value in attributes.items()} == {
+        "encoder": str,
+        "tile_px": int,
+        "mpp": float,
+    }
+
+
+def test_the_layout_is_the_one_that_clam_and_trident_read(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "S1.h5", features=FEATURES, coords=COORDS, attributes=ATTRIBUTES)
+    with h5py.File(tmp_path / "S1.h5") as file:
+        assert {name: (data.shape, data.dtype.str) for name, data in file.items()} == {
+            "features": ((4, 3), "<f4"),
+            "coords": ((4, 2), "<i8"),
+        }
+        assert file["coords"].attrs["tile_px"] == 256
+
+
+def test_a_foreign_file_with_half_precision_and_list_attributes_is_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "S1.h5", "w") as file:
+        file["features"] = FEATURES.astype(np.float16)
+        file["coords"] = COORDS[[0, 1, 2, 2]].astype(np.int32)
+        file["coords"].attrs.update({"patch_size": 256, "downsample": np.array([1.0, 1.0])})
+    features, coords, attributes = read_embeddings(tmp_path / "S1.h5")
+    assert (features.dtype, coords.dtype) == (np.float32, np.int64)
+    np.testing.assert_array_equal(features, FEATURES.astype(np.float16))
+    assert attributes == {"patch_size": 256}
+
+
+def test_a_slide_without_tiles_has_embeddings_too(tmp_path: Path) -> None:
+    empty = np.zeros((0, 3), np.float32), np.zeros((0, 2), np.int64)
+    write_embeddings(tmp_path / "S1.h5", features=empty[0], coords=empty[1], attributes={})
+    assert [array.shape for array in read_embeddings(tmp_path / "S1.h5")[:2]] == [(0, 3), (0, 2)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_embeddings_that_are_not_finite_are_refused_by_the_name_of_their_file(
+    tmp_path: Path, bad: float
+) -> None:
+    broken = FEATURES.copy()
+    broken[1:3, 0] = bad
+    with pytest.raises(ValueError, match=r"S1\.h5: 2 of 4 embeddings are not finite"):
+        write_embeddings(tmp_path / "S1.h5", features=broken, coords=COORDS, attributes={})
+    assert list(tmp_path.iterdir()) == []
+    with h5py.File(tmp_path / "S1.h5", "w") as file:
+        file["features"], file["coords"] = broken, COORDS
+    with pytest.raises(ValueError, match=r"S1\.h5: 2 of 4 embeddings are not finite"):
+        read_embeddings(tmp_path / "S1.h5")
+
+
+def test_features_and_positions_of_different_tiles_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"S1\.h5: features \(4, 3\) and coords \(3, 2\) don't belong together"
+    ):
+        write_embeddings(tmp_path / "S1.h5", features=FEATURES, coords=COORDS[:3], attributes={})
+
+
+def test_files_that_hold_no_embeddings_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="run the stage 'embed' first"):
+        read_embeddings(tmp_path / "none.h5")
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(ValueError, match="not an HDF5 file"):
+        read_embeddings(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "half.h5", "w") as file:
+        file["features"] = FEATURES
+    with pytest.raises(ValueError, match=r"'coords' is missing.* has features"):
+        read_embeddings(tmp_path / "half.h5")
+
+
+def test_a_subset_keeps_every_field_of_the_same_tiles() -> None:
+    tiles = _set(label=["a", "", "b", ""], slide=["S1", "S1", "S2", "S2"])
+    labelled = tiles.labelled()
+    assert len(labelled) == 2
+    assert labelled.slide.tolist() == ["S1", "S2"]
+    np.testing.assert_array_equal(labelled.features, FEATURES[[0, 2]])
+    np.testing.assert_array_equal(labelled.coords, COORDS[[0, 2]])
+
+
+def test_fields_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 features, 4 coords, 3 slide"):
+        _set(slide=["S1", "S1", "S1"])

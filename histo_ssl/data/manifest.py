@@ -1,0 +1,181 @@
+"""The list of slides: from a folder, a glob, or a CSV, checked before the first slide is opened."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+
+COLUMNS = ("slide_id", "path", "patient_id", "site", "label", "split")
+NEEDED = ("slide_id", "path")
+SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".qptiff")  # what tiffslide opens
+TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}(?=-|$)")  # the first 12 characters of a barcode
+N_NAMED = 5  # rows that an error names; the others are counted
+
+
+def slide_list(*, root: str | None, manifest: str | None) -> pd.DataFrame:
+    """One row per slide, all columns text.
+
+    Args:
+        root: a folder with slides (at any depth), a glob, or a manifest; local, or an address for fsspec.
+        manifest: a CSV with the columns slide_id and path, if known patient_id, site, label, split; others
+            are kept. Its relative paths start at its own folder. Give either this or `root`.
+
+    Returns:
+        slide_id, path, patient_id, site, label, split, then the manifest's other columns. Without a manifest
+        slide_id is the file's name without its suffix. A missing patient_id is the slide's id, of a TCGA
+        barcode its first 12 characters; other missing values are "".
+
+    Raises:
+        FileNotFoundError: there is no such manifest, or no slide in the folder.
+        ValueError: neither or both are given; a column is missing; an id is empty, has a slash, or is there
+            twice; a local file is missing; a patient is in two splits.
+    """
+    if (root is None) == (manifest is None):
+        raise ValueError(
+            f"data.root={root}, data.manifest={manifest}: give one of them, a folder (or glob) or a CSV"
+        )
+    source = manifest or root or ""
+    slides = _from_csv(source) if manifest or source.endswith(".csv") else _from_folder(source)
+    slides = _completed(slides)
+    _check(slides, source)
+    return slides
+
+
+def mpp_overrides(slides: pd.DataFrame, override: float | str | None) -> list[float | None]:
+    """For each slide the um/px that overrules its file, None where the file is believed.
+
+    Args:
+        slides: with a column slide_id.
+        override: um/px for all slides, or a CSV with the columns slide_id and mpp for some.
+
+    Raises:
+        FileNotFoundError: there is no such CSV.
+        ValueError: a value is not above 0; the CSV lacks a column, or lists a slide twice or one not there.
+    """
+    if override is None:
+        return [None] * len(slides)
+    if not (isinstance(override, str) and override.endswith(".csv")):
+        return [_um_per_px(str(override), "data.mpp_override, a number or a CSV")] * len(slides)
+    table = _read_csv(override, needed=("slide_id", "mpp"))
+    ids = table["slide_id"]
+    _refuse(ids[ids.duplicated()], f"{override}: slides listed twice")
+    _refuse(ids[~ids.isin(slides["slide_id"])], f"{override}: slide_id values that are not in the slide list")
+    known = {
+        slide_id: _um_per_px(mpp, f"{override}: {slide_id}")
+        for slide_id, mpp in zip(ids, table["mpp"], strict=True)
+    }
+    return [known.get(slide_id) for slide_id in slides["slide_id"]]
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address with a protocol, `https://...`, rather than a local one."""
+    return "://" in path and not path.startswith("file://")
+
+
+def _from_folder(root: str) -> pd.DataFrame:
+    files, start = fsspec.core.url_to_fs(root)
+    is_glob = any(character in root for character in "*?[")
+    found = files.glob(start) if is_glob else files.find(start)
+    slides = [path for path in map(str, found) if path.lower().endswith(SUFFIXES)]
+    if not slides:
+        raise FileNotFoundError(
+            f"{root}: no slide there; files ending in {', '.join(SUFFIXES)} were looked for"
+            + ("" if is_glob else ", in its folders too")
+        )
+    paths = [files.unstrip_protocol(path) if is_remote(root) else path for path in sorted(slides)]
+    return pd.DataFrame({"slide_id": [Path(path).stem for path in paths], "path": paths})
+
+
+def _from_csv(manifest: str) -> pd.DataFrame:
+    slides = _read_csv(manifest, needed=NEEDED)
+    if slides.empty:
+        raise ValueError(f"{manifest}: lists no slide")
+    folder = manifest.rpartition("/")[0]
+    slides["path"] = [_resolved(path, folder) for path in slides["path"]]
+    return slides
+
+
+def _read_csv(path: str, *, needed: Sequence[str]) -> pd.DataFrame:
+    """A CSV as text, with the columns that are needed."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no such CSV") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a CSV: {' '.join(str(error).split())}") from error
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{path}: no column {', '.join(missing)}; found {', '.join(map(str, table.columns))}, "
+            f"expected {', '.join(needed)}"
+            + (f" and optionally {', '.join(COLUMNS[2:])}" if needed == NEEDED else "")
+        )
+    return table
+
+
+def _resolved(path: str, folder: str) -> str:
+    """A path of a manifest that lies in `folder`: as it is if absolute, else from there."""
+    if is_remote(path) or Path(path).is_absolute() or not folder:
+        return path
+    return f"{folder}/{path}"
+
+
+def _completed(slides: pd.DataFrame) -> pd.DataFrame:
+    """All of `COLUMNS`, in their order, then the others."""
+    absent = {name: "" for name in COLUMNS if name not in slides.columns}
+    slides = slides.assign(**absent)
+    own = [
+        patient or _patient(slide_id)
+        for patient, slide_id in zip(slides["patient_id"], slides["slide_id"], strict=True)
+    ]
+    slides["patient_id"] = own
+    return slides[[*COLUMNS, *(name for name in slides.columns if name not in COLUMNS)]]
+
+
+def _patient(slide_id: str) -> str:
+    """The patient in a TCGA barcode, elsewhere the slide itself.
+
+    >>> _patient("TCGA-CR-7395-01A-01-TS1"), _patient("her2st_C2")
+    ('TCGA-CR-7395', 'her2st_C2')
+    """
+    barcode = TCGA_PATIENT.match(slide_id)
+    return barcode.group() if barcode else slide_id
+
+
+def _check(slides: pd.DataFrame, source: str) -> None:
+    ids, paths = slides["slide_id"], slides["path"]
+    _refuse(paths[ids == ""], f"{source}: slides without a slide_id")
+    _refuse(ids[ids.str.contains(r"[/\\]")], f"{source}: a slide_id names files, so it has no slash; found")
+    _refuse((ids + " = " + paths)[ids.duplicated(keep=False)], f"{source}: slide_id is not unique; found")
+    is_missing = [not is_remote(path) and not Path(path).is_file() for path in paths]
+    _refuse((ids + " = " + paths)[is_missing], f"{source}: files that do not exist")
+    splits = (
+        slides[slides["split"] != ""]
+        .groupby("patient_id")["split"]
+        .agg(lambda split: "/".join(sorted(set(split))))
+    )
+    split_patients = splits[splits.str.contains("/")]
+    _refuse(
+        split_patients.index.to_series() + " in " + split_patients,
+        f"{source}: all slides of a patient belong to one split; found",
+    )
+
+
+def _refuse(rows: "pd.Series[str]", complaint: str) -> None:
+    """Raise the complaint with the rows that it is about, if there are any."""
+    if rows.empty:
+        return
+    more = f" and {len(rows) - N_NAMED} more" if len(rows) > N_NAMED else ""
+    raise ValueError(f"{complaint}: {', '.join(rows[:N_NAMED])}{more}")
+
+
+def _um_per_px(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ValueError(f"{where}: {text!r} is no um/px; a number above 0, such as 0.25, is expected")
+    return value

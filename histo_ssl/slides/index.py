@@ -1,0 +1,88 @@
+"""All tiles of a slide list as one memory-mapped table, and what became of each slide.
+
+`index.npy` holds 12 bytes per tile, so that 100 million tiles open at once and all workers share their pages.
+`status.csv` holds one row per slide, in the same order.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from histo_ssl.artifacts import atomic_path
+
+INDEX = "index.npy"
+STATUS = "status.csv"
+TILE = np.dtype([("slide", "<u4"), ("x", "<i4"), ("y", "<i4")])  # row of status.csv; level-0 px
+WHOLE_NUMBERS = ("width_px", "height_px", "n_levels", "n_tiles")
+FRACTIONS = ("mpp", "tissue_mm2", "seconds")
+
+
+class TileIndex:
+    """The tiles that lie in a folder, slide after slide; picklable, since it holds its folder's name only.
+
+    Args:
+        folder: where `write_index` wrote.
+
+    Raises:
+        FileNotFoundError: there is no index in the folder.
+        ValueError: index and status are not of the same run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.slides = read_status(folder)
+        self.tiles: NDArray[Any] = np.load(folder / INDEX, mmap_mode="r")
+        # Tiles of slide i are offsets[i] to offsets[i + 1].
+        self.offsets = np.concatenate([[0], self.slides["n_tiles"].cumsum()]).astype(np.int64)
+        if self.offsets[-1] != len(self.tiles):
+            raise ValueError(
+                f"{folder}: {INDEX} lists {len(self.tiles)} tiles and {STATUS} {self.offsets[-1]}; "
+                "delete the folder, so that its slides are cut again"
+            )
+
+    def __reduce__(self) -> tuple[type["TileIndex"], tuple[Path]]:
+        return TileIndex, (self.folder,)
+
+    def __len__(self) -> int:
+        """Number of tiles on all slides."""
+        return len(self.tiles)
+
+    def of_slide(self, i: int) -> NDArray[np.int32]:
+        """(N, 2) left and top edges of the tiles of slide i, level-0 px."""
+        tiles = self.tiles[self.offsets[i] : self.offsets[i + 1]]
+        return np.stack([tiles["x"], tiles["y"]], axis=1)
+
+
+def write_index(folder: Path, *, status: pd.DataFrame, xy_level0: Sequence[NDArray[np.int32]]) -> TileIndex:
+    """Write the tiles of a slide list and the status of its slides, each file atomically.
+
+    Args:
+        folder: receives both files.
+        status: one row per slide, with a column n_tiles.
+        xy_level0: for each slide the (N, 2) left and top edges of its tiles, level-0 px.
+    """
+    n_tiles = sum(map(len, xy_level0))
+    with atomic_path(folder / INDEX) as temporary:
+        tiles = np.lib.format.open_memmap(temporary, mode="w+", dtype=TILE, shape=(n_tiles,))
+        end = 0
+        for i, xy in enumerate(xy_level0):
+            start, end = end, end + len(xy)
+            tiles["slide"][start:end] = i
+            tiles["x"][start:end], tiles["y"][start:end] = xy.T
+        tiles.flush()
+    with atomic_path(folder / STATUS) as temporary:
+        status.to_csv(temporary, index=False)
+    return TileIndex(folder)
+
+
+def read_status(folder: Path) -> pd.DataFrame:
+    """One row per slide: its manifest columns as text ("" where empty), its counts and sizes as numbers."""
+    status = pd.read_csv(folder / STATUS, dtype=str, keep_default_na=False)
+    return status.assign(
+        **{name: status[name].astype(np.int64) for name in WHOLE_NUMBERS},
+        **{name: pd.to_numeric(status[name]).astype(float) for name in FRACTIONS},
+    )

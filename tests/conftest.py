@@ -1,0 +1,118 @@
+"""What tests of several rooms share: real data where it is at hand, and slides whose pixels are known."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import tifffile
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import open_dict
+from PIL import Image
+
+from histo_ssl.cli import conf_dir
+from histo_ssl.data.base import TileSource
+from histo_ssl.data.images import ImageData
+from histo_ssl.data.sources import open_source
+from histo_ssl.plan import Plan
+from histo_ssl.slides.grid import Tiling
+from histo_ssl.views.compose import Views
+
+Pixels = NDArray[np.uint8]
+WriteSlide = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real slides and tiles beside the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not at hand: there is no folder {folder}")
+    return folder
+
+
+@pytest.fixture
+def write_slide(tmp_path: Path) -> WriteSlide:
+    """A function that writes arrays as the levels of a tiled TIFF slide, without loss, and gives its path."""
+
+    def write(
+        levels: Sequence[Pixels],
+        *,
+        mpp: float | tuple[float, float] | None,
+        name: str = "slide.tif",
+        compression: str | None = "deflate",
+    ) -> str:
+        path = tmp_path / name
+        options: dict[str, object] = {"tile": (64, 64), "compression": compression, "metadata": None}
+        options["photometric"] = "minisblack" if levels[0].ndim == 2 else "rgb"
+        if mpp is not None:
+            x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
+            options |= {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
+        with tifffile.TiffWriter(path) as tiff:
+            tiff.write(levels[0], subifds=len(levels) - 1, **options)
+            for level in levels[1:]:
+                tiff.write(level, subfiletype=1, **options)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def coordinate_slide(write_slide: WriteSlide) -> str:
+    """700 x 600 px at 0.5 um/px, each pixel its coordinates: (x % 256, y % 256, 16 (x // 256) + y // 256)."""
+    y, x = np.mgrid[:600, :700]
+    return write_slide(
+        [np.stack([x % 256, y % 256, 16 * (x // 256) + y // 256], axis=2).astype(np.uint8)], mpp=0.5
+    )
+
+
+@pytest.fixture
+def image_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], TileSource]:
+    """A function that makes a source of n random 32 px tiles, as image files, half class A and half B."""
+
+    def make(n_tiles: int) -> TileSource:
+        root, folder = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("tiles")
+        pixels = np.random.default_rng(0).integers(0, 256, (n_tiles, 32, 32, 3), dtype=np.uint8)
+        for i, tile in enumerate(pixels):
+            path = root / "AB"[i % 2] / f"{i:03}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(tile).save(path)
+        data = ImageData(root=str(root), csv=None, group_pattern=None, max_tiles=None, max_failed=0.0, seed=0)
+        tiling = Tiling(size_px=None, mpp=0.5, stride_px=None, min_tissue=0.0, tissue=None)
+        data.tile(tiling, folder=folder, home=folder, n_processes=1)
+        return open_source(folder)
+
+    return make
+
+
+@pytest.fixture
+def compose() -> Callable[..., Plan]:
+    """A function that composes the configuration as the command line does, from overrides to a plan."""
+
+    def composed(*overrides: str) -> Plan:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        choices = dict(cfg.hydra.runtime.choices)
+        with open_dict(cfg):
+            del cfg.hydra
+        return Plan(cfg=cfg, choices=choices)
+
+    return composed
+
+
+@pytest.fixture
+def views(compose: Callable[..., Plan]) -> Views:
+    """Of `conf/views/multicrop.yaml`."""
+    made: Views = instantiate(compose().group("views"))
+    return made
+
+
+@pytest.fixture
+def tiny_dino(compose: Callable[..., Plan]) -> dict[str, Any]:
+    """DINO with the smallest ViT and head, to be instantiated: a step takes some ten milliseconds."""
+    head = ["method.head.n_outputs=32", "method.head.n_hidden=32", "method.head.n_bottleneck=16"]
+    plan = compose("method=dino", "backbone=timm", "backbone.name=test_vit", *head)
+    return {**plan.group("method"), "backbone": plan.group("backbone")}

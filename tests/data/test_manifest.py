@@ -1,0 +1,151 @@
+"""The slide list: what is found, and what is refused with the rows named."""
+
+import math
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+import pytest
+
+from histo_ssl.data.manifest import COLUMNS, mpp_overrides, slide_list
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """a.svs, deep/b.TIF and notes.txt."""
+    for name in ("a.svs", "deep/b.TIF", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def manifest(folder: Path, text: str) -> str:
+    (folder / "list.csv").write_text(text)
+    return str(folder / "list.csv")
+
+
+def test_a_folder_is_searched_through_for_slides(folder: Path) -> None:
+    slides = slide_list(root=str(folder), manifest=None)
+    assert slides.columns.tolist() == list(COLUMNS)
+    assert slides["slide_id"].tolist() == ["a", "b"]
+    assert slides["path"].tolist() == [str(folder / "a.svs"), str(folder / "deep" / "b.TIF")]
+    assert slides["patient_id"].tolist() == ["a", "b"]
+    assert (slides[["site", "label", "split"]] == "").all(axis=None)
+
+
+def test_a_glob_finds_what_it_matches(folder: Path) -> None:
+    assert slide_list(root=f"{folder}/*", manifest=None)["slide_id"].tolist() == ["a"]
+    assert slide_list(root=f"{folder}/**/*.TIF", manifest=None)["slide_id"].tolist() == ["b"]
+
+
+def test_a_folder_in_memory_is_searched_like_a_local_one() -> None:
+    for name in ("one.svs", "deep/two.tif", "read.me"):
+        with fsspec.open(f"memory://list-of-slides/{name}", "wb") as file:
+            file.write(b"x")
+    slides = slide_list(root="memory://list-of-slides", manifest=None)
+    assert slides["slide_id"].tolist() == ["two", "one"]  # in the order of their paths
+    with fsspec.open(slides["path"][1], "rb") as file:
+        assert file.read() == b"x"
+
+
+def test_an_empty_folder_says_which_suffixes_were_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"no slide there; files ending in \.svs, \.tif, .*looked for"
+    ):
+        slide_list(root=str(tmp_path), manifest=None)
+
+
+def test_a_manifest_keeps_its_extra_columns_and_its_text_as_text(folder: Path) -> None:
+    path = manifest(folder, "slide_id,stage,path,label\n007,II,a.svs,NA\n8,,deep/b.TIF,1\n")
+    slides = slide_list(root=None, manifest=path)
+    assert slides.columns.tolist() == [*COLUMNS, "stage"]
+    assert slides["slide_id"].tolist() == ["007", "8"]
+    assert slides["label"].tolist() == ["NA", "1"]
+    assert slides["stage"].tolist() == ["II", ""]
+    assert slides["path"].tolist() == [f"{folder}/a.svs", f"{folder}/deep/b.TIF"]  # from the CSV's own folder
+    pd.testing.assert_frame_equal(slide_list(root=path, manifest=None), slides)
+
+
+def test_the_patient_of_a_tcga_barcode_is_its_first_12_characters(folder: Path) -> None:
+    barcode = "TCGA-A1-A0SB-01Z-00-DX1.B34C"
+    rows = f"slide_id,path,patient_id\n{barcode},a.svs,\nTCGA-A1-A0SB-01A-TS1,a.svs,P9\nTCGA-oddity,a.svs,\n"
+    slides = slide_list(root=None, manifest=manifest(folder, rows))
+    assert slides["patient_id"].tolist() == ["TCGA-A1-A0SB", "P9", "TCGA-oddity"]
+
+
+def test_addresses_are_not_looked_for_on_the_disk(folder: Path) -> None:
+    path = manifest(folder, "slide_id,path\na,a.svs\nfar,https://example.org/far.svs\n")
+    assert slide_list(root=None, manifest=path)["path"].tolist()[1] == "https://example.org/far.svs"
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (
+            "slide,path\na,a.svs\n",
+            r"no column slide_id; found slide, path, expected slide_id, path and optionally patient_id",
+        ),
+        (
+            "slide_id,path\na,a.svs\na,deep/b.TIF\n",
+            r"slide_id is not unique; found: a = .*a\.svs, a = .*b\.TIF$",
+        ),
+        ("slide_id,path\na,gone.svs\nb,a.svs\n", r"files that do not exist: a = .*gone\.svs$"),
+        ("slide_id,path\n,a.svs\n", r"slides without a slide_id: .*a\.svs$"),
+        ("slide_id,path\nx/y,a.svs\n", r"a slide_id names files, so it has no slash; found: x/y$"),
+        ("slide_id,path\n", r"lists no slide"),
+        (
+            "slide_id,path,patient_id,split\na,a.svs,P1,train\nb,a.svs,P1,test\nc,a.svs,P2,test\n",
+            r"all slides of a patient belong to one split; found: P1 in test/train$",
+        ),
+    ],
+)
+def test_a_faulty_manifest_is_refused_with_its_rows_named(folder: Path, rows: str, complaint: str) -> None:
+    path = manifest(folder, rows)
+    with pytest.raises(ValueError, match=complaint) as raised:
+        slide_list(root=None, manifest=path)
+    assert str(raised.value).startswith(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_error_names_five_rows_and_counts_the_others(folder: Path) -> None:
+    rows = "".join(f"s{i},gone{i}.svs\n" for i in range(8))
+    with pytest.raises(ValueError, match=r"s4 = [^,]*gone4\.svs and 3 more$"):
+        slide_list(root=None, manifest=manifest(folder, f"slide_id,path\n{rows}"))
+
+
+def test_a_missing_manifest_and_a_missing_choice_are_refused(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv: there is no such CSV"):
+        slide_list(root=None, manifest=str(folder / "absent.csv"))
+    for root, path in ((None, None), ("a", "b.csv")):
+        with pytest.raises(ValueError, match=r"data\.root=.* data\.manifest=.*give one of them"):
+            slide_list(root=root, manifest=path)
+
+
+def test_um_per_px_is_stated_for_all_slides_or_for_some(folder: Path) -> None:
+    slides = pd.DataFrame({"slide_id": ["a", "b"]})
+    (folder / "mpp.csv").write_text("slide_id,mpp\nb,0.25\n")
+    assert mpp_overrides(slides, None) == [None, None]
+    assert mpp_overrides(slides, 0.5) == [0.5, 0.5]
+    assert mpp_overrides(slides, "0.5") == [0.5, 0.5]
+    assert mpp_overrides(slides, str(folder / "mpp.csv")) == [None, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ("slide_id,mpp\nzz,0.5\n", r"not in the slide list: zz$"),
+        ("slide_id,mpp\na,0.5\na,0.6\n", r"slides listed twice: a$"),
+        ("slide_id,mpp\na,0\n", r"a: '0' is no um/px; a number above 0"),
+        ("slide_id\na\n", r"no column mpp; found slide_id, expected slide_id, mpp$"),
+    ],
+)
+def test_a_faulty_list_of_um_per_px_is_refused(folder: Path, rows: str, complaint: str) -> None:
+    path = manifest(folder, rows)
+    with pytest.raises(ValueError, match=complaint):
+        mpp_overrides(pd.DataFrame({"slide_id": ["a"]}), path)
+
+
+@pytest.mark.parametrize("override", [0.0, -1.0, math.nan, "a quarter"])
+def test_a_senseless_um_per_px_is_refused(override: float | str) -> None:
+    with pytest.raises(ValueError, match=r"data\.mpp_override.*is no um/px; a number above 0"):
+        mpp_overrides(pd.DataFrame({"slide_id": ["a"]}), override)

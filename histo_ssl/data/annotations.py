@@ -1,0 +1,88 @@
+"""Labels of tiles from label rasters: an 8-bit picture per slide whose pixel values are classes.
+
+`<slide_id>.png` covers the whole slide at any resolution; 0 is unlabelled. `classes.json` names the other
+values, such as `{"1": "stroma"}`.
+
+Letters: h, w size of the raster in its own pixels; N tiles; C classes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from histo_ssl.artifacts import read_json
+
+CLASSES = "classes.json"
+UNLABELLED = -1
+
+
+def read_classes(folder: Path) -> dict[int, str]:
+    """Names of the values of a folder's rasters.
+
+    Raises:
+        FileNotFoundError: the folder has no `classes.json`.
+    """
+    path = folder / CLASSES
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data.annotations={folder}: {CLASSES} is missing; it names the rasters' values"
+        )
+    return {
+        int(value): str(name) for value, name in sorted(read_json(path).items(), key=lambda row: int(row[0]))
+    }
+
+
+def read_raster(path: Path) -> NDArray[np.uint8]:
+    """A slide's raster (h, w)."""
+    with Image.open(path) as image:
+        return np.asarray(image if image.mode in ("L", "P") else image.convert("L"))
+
+
+def tile_classes(
+    raster_hw: NDArray[np.uint8],
+    xy_level0: NDArray[np.integer],
+    *,
+    values: list[int],
+    side_level0: int,
+    size_level0: tuple[int, int],
+    min_share: float,
+) -> NDArray[np.int16]:
+    """The class that covers most of each tile.
+
+    Args:
+        raster_hw: class of each pixel, over the whole slide.
+        xy_level0: left and top edges of the tiles, (N, 2).
+        values: value of each class in the raster, (C,).
+        side_level0: side of a tile's footprint.
+        size_level0: width and height of the slide.
+        min_share: of the tile that its class must cover, 0-1.
+
+    Returns:
+        (N,) positions in `values`, `UNLABELLED` where no class covers enough.
+    """
+    h, w = raster_hw.shape
+    scale = np.array([w / size_level0[0], h / size_level0[1]])
+    start_N2 = np.minimum(np.rint(xy_level0 * scale).astype(int), [w - 1, h - 1])
+    stop_N2 = np.clip(np.rint((xy_level0 + side_level0) * scale).astype(int), start_N2 + 1, [w, h])
+    area_N = np.prod(stop_N2 - start_N2, axis=1)
+    shares_NC = np.stack(
+        [_covered(raster_hw == value, start_N2, stop_N2) / area_N for value in values], axis=1
+    )
+    best_N = shares_NC.argmax(axis=1)
+    is_enough_N = shares_NC.max(axis=1) >= min_share
+    return np.where(is_enough_N, best_N, UNLABELLED).astype(np.int16)
+
+
+def _covered(
+    mask_hw: NDArray[np.bool_], start_N2: NDArray[np.int_], stop_N2: NDArray[np.int_]
+) -> NDArray[np.int_]:
+    """(N,) how many pixels of each box the mask holds, by one integral image."""
+    integral = np.zeros((mask_hw.shape[0] + 1, mask_hw.shape[1] + 1), dtype=int)
+    integral[1:, 1:] = mask_hw.cumsum(axis=0).cumsum(axis=1)
+    (left, top), (right, bottom) = start_N2.T, stop_N2.T
+    counted: NDArray[np.int_] = (
+        integral[bottom, right] - integral[top, right] - integral[bottom, left] + integral[top, left]
+    )
+    return counted

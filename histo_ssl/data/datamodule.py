@@ -1,0 +1,194 @@
+"""Batches of views: which tiles a training step sees, read by workers, augmented on the device.
+
+Training is one long stream of steps. Step t belongs to epoch t // steps_per_epoch; its tiles are a pure
+function of (seed, t). So a run goes on anywhere by starting the stream at its step, and W ranks that each
+read their share of a step's tiles see together what one rank would have seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from histo_ssl.data.base import TileSource
+from histo_ssl.views.compose import Views
+
+Batch = dict[str, Any]
+Wanted = tuple[int, int]  # number of a tile in its source, epoch it is wanted for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How tiles are read. Changes speed and memory, never a byte of a batch."""
+
+    n_workers: int
+    start_method: str
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of a DataLoader; pinned memory where there is a GPU to copy to."""
+        context = self.start_method if self.n_workers else None
+        pinned = torch.cuda.is_available()
+        return {"num_workers": self.n_workers, "multiprocessing_context": context, "pin_memory": pinned}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSampler(Sampler[list[Wanted]]):
+    """The tiles that one rank reads at each step, from `first_step` to `n_steps`.
+
+    Every epoch is a fresh permutation of `rows`, cut into global batches; what is left over at its end is
+    dropped. Rank r reads the r-th of `n_ranks` equal slices of each batch.
+    """
+
+    rows: NDArray[np.int64]
+    batch_size: int  # tiles per batch over all ranks
+    steps_per_epoch: int
+    n_steps: int
+    first_step: int
+    rank: int
+    n_ranks: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def __iter__(self) -> Iterator[list[Wanted]]:
+        shuffled = lru_cache(maxsize=1)(self._shuffled)
+        share = self.batch_size // self.n_ranks
+        for step in range(self.first_step, self.n_steps):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            start = place * self.batch_size + self.rank * share
+            yield [(int(row), epoch) for row in shuffled(epoch)[start : start + share]]
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+
+
+@dataclass(frozen=True)
+class Tiles(Dataset[Any]):
+    """Reads a whole batch of tiles at once, in a worker."""
+
+    source: TileSource
+
+    def __getitems__(self, wanted: list[Wanted]) -> Batch:
+        """Tiles (B, S, S, 3) uint8 with their ids (B,) and epochs (B,)."""
+        tiles = np.stack([self.source.read(row) for row, _ in wanted])
+        ids, epochs = torch.tensor(wanted).unbind(dim=1)
+        return {"tiles": torch.from_numpy(tiles), "ids": ids, "epoch": epochs}
+
+
+class StreamLoader(DataLoader[Any]):
+    """A DataLoader whose position is the trainer's step, so that there is no state of its own to keep."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; its presence tells Lightning that resuming in the middle of an epoch is sound."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class TileDataModule(LightningDataModule):
+    """Views of the tiles that pretraining may see."""
+
+    def __init__(
+        self,
+        *,
+        source: TileSource,
+        rows: NDArray[np.int64],
+        views: Views,
+        batch_size: int,
+        epochs: int,
+        accumulate: int,
+        seed: int,
+        loading: Loading,
+    ) -> None:
+        """Plan the steps of a training.
+
+        Args:
+            source: reads tiles.
+            rows: numbers of the tiles to train on, (N,).
+            views: makes views of a batch of tiles.
+            batch_size: tiles per optimiser step, over all ranks and accumulated batches.
+            epochs: passes over the tiles.
+            accumulate: batches per optimiser step.
+            seed: of shuffling and views.
+            loading: how tiles are read.
+
+        Raises:
+            ValueError: the batch is larger than the data, or can't be shared among the accumulated batches.
+        """
+        super().__init__()
+        if batch_size > len(rows):
+            raise ValueError(
+                f"training.batch_size={batch_size}, but there are only {len(rows)} tiles to train on; "
+                f"use at most {len(rows)}, or more data"
+            )
+        self.source, self.rows, self.views = source, rows, views
+        self.epochs, self.seed, self.loading = epochs, seed, loading
+        self.accumulate = accumulate
+        self.batch_size = _share(batch_size, n_parts=accumulate, of="accumulated batches")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over the tiles."""
+        return len(self.rows) // (self.batch_size * self.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.epochs * self.steps_per_epoch
+
+    def train_dataloader(self) -> StreamLoader:
+        """Batches from the trainer's current step to the last."""
+        if self.trainer is None:
+            raise RuntimeError("a TileDataModule makes batches for a Trainer that it is attached to")
+        sampler = self.sampler(
+            first_step=self.trainer.global_step * self.accumulate,
+            rank=self.trainer.global_rank,
+            n_ranks=self.trainer.world_size,
+        )
+        return self.loader(sampler)
+
+    def sampler(self, *, first_step: int, rank: int, n_ranks: int) -> StepSampler:
+        """Tiles of one rank, batch by batch."""
+        _share(self.batch_size, n_parts=n_ranks, of="ranks")
+        return StepSampler(
+            rows=self.rows,
+            batch_size=self.batch_size,
+            steps_per_epoch=self.steps_per_epoch * self.accumulate,
+            n_steps=self.total_steps * self.accumulate,
+            first_step=first_step,
+            rank=rank,
+            n_ranks=n_ranks,
+            seed=self.seed,
+        )
+
+    def loader(self, sampler: StepSampler) -> StreamLoader:
+        """Batches of tiles for a list of steps."""
+        return StreamLoader(
+            Tiles(self.source), batch_sampler=sampler, collate_fn=as_it_is, **self.loading.arguments()
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Views (V tensors of (B, 3, s, s), normalised) in place of tiles, made on the training device."""
+        tiles = batch["tiles"].permute(0, 3, 1, 2)
+        views: list[Tensor] = self.views(tiles, ids=batch["ids"], epoch=batch["epoch"], seed=self.seed)
+        return {"views": views, "ids": batch["ids"]}
+
+
+def as_it_is(batch: Any) -> Any:
+    """The batch: workers make whole ones, there is nothing to collate."""
+    return batch
+
+
+def _share(batch_size: int, *, n_parts: int, of: str) -> int:
+    if batch_size % n_parts:
+        raise ValueError(f"a batch of {batch_size} tiles can't be shared equally among {n_parts} {of}")
+    return batch_size // n_parts

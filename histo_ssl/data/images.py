@@ -1,0 +1,209 @@
+"""Tiles that are image files already: a folder per class, or a CSV that lists them."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from histo_ssl.artifacts import atomic_path, write_json
+from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
+from histo_ssl.slides.grid import Tiling
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+SPLITS = ("train", "valid", "val", "validation", "test")
+IMAGES = "images.csv"
+PART_TILES = 4096  # images embedded into one file: a minute or so of work on a small machine
+COLUMNS = ("path", "label", "split", "group")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Image files as tiles (see `conf/data/images.yaml` for what each value means)."""
+
+    root: str | None
+    csv: str | None
+    group_pattern: str | None
+    max_tiles: int | None
+    max_failed: float
+    seed: int
+
+    def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:  # noqa: ARG002
+        """Write `images.csv`, `status.csv` and `source.json`; headers are read, not pixels."""
+        listed = self._listed()
+        sizes = [_image_size(path) for path in listed["path"]]
+        failures = {
+            path: size for path, size in zip(listed["path"], sizes, strict=True) if isinstance(size, str)
+        }
+        check_failures(
+            [f"{path}: {reason}" for path, reason in failures.items()],
+            n_items=len(listed),
+            max_failed=self.max_failed,
+            noun="images",
+        )
+        good = listed[~listed["path"].isin(failures)].reset_index(drop=True)
+        tile_px = tiling.size_px or _common_side([size for size in sizes if not isinstance(size, str)])
+        _write_csv(good, folder / IMAGES)
+        _write_csv(pd.DataFrame({"path": list(failures), "reason": list(failures.values())}), folder / STATUS)
+        write_json(folder / SOURCE, {"kind": "images", "tile_px": tile_px, "mpp": tiling.mpp})
+        return {"tiles": len(good), "failed": len(failures)}
+
+    def _listed(self) -> pd.DataFrame:
+        """Images sorted by absolute path, with label, split and group; a seeded draw of `max_tiles`."""
+        if self.csv:
+            images = _from_csv(Path(self.csv))
+        elif self.root:
+            images = _from_folder(Path(self.root))
+        else:
+            raise ValueError("data=images needs data.root=<folder> or data.csv=<file with a column 'path'>")
+        images = images.sort_values("path", ignore_index=True)
+        if self.group_pattern:
+            images["group"] = [_group(self.group_pattern, path) for path in images["path"]]
+        if self.max_tiles and len(images) > self.max_tiles:
+            images = images.sample(n=self.max_tiles, random_state=self.seed).sort_index(ignore_index=True)
+        return images
+
+
+class ImageTiles:
+    """The tiles of an image folder that `ImageData.tile` listed."""
+
+    def __init__(self, folder: Path, *, tile_px: int, mpp: float | None) -> None:
+        self.tile_px = tile_px
+        self.mpp = mpp
+        self.images = pd.read_csv(folder / IMAGES, dtype=str, keep_default_na=False)
+        self._paths = self.images["path"].to_numpy(dtype=str)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Image i as (tile_px, tile_px, 3) RGB; its central square, scaled where it has another size."""
+        with Image.open(self._paths[i]) as image:
+            return np.array(_square(image.convert("RGB"), self.tile_px))
+
+    def coords(self) -> NDArray[np.int64]:
+        """(N, 2) zeros: an image is its tile."""
+        return np.zeros((len(self), 2), dtype=np.int64)
+
+    def training_rows(self) -> NDArray[np.int64]:
+        """Numbers of the images outside validation and test splits."""
+        return np.flatnonzero(~self.images["split"].isin(HELD_OUT))
+
+    def parts(self) -> list[Part]:
+        """Stretches of `PART_TILES` images."""
+        starts = range(0, len(self), PART_TILES)
+        return [
+            Part(name=f"images-{n:05d}", start=start, stop=min(start + PART_TILES, len(self)))
+            for n, start in enumerate(starts)
+        ]
+
+    def table(self) -> pd.DataFrame:
+        """One row per image; its path stands for the slide, its group for the patient."""
+        images = self.images
+        common = os.path.commonpath([Path(path).parent for path in images["path"]])
+        return pd.DataFrame(
+            {
+                "slide": [Path(path).relative_to(common).as_posix() for path in images["path"]],
+                "x": 0,
+                "y": 0,
+                "patient": images["group"],
+                "site": "",
+                "split": images["split"],
+                "label": images["label"],
+            }
+        )
+
+
+def _from_folder(root: Path) -> pd.DataFrame:
+    """Images below `root`: `<class>/x.png`, `<split>/<class>/x.png`, or `x.png` without a label."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root={root}: no such folder")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"data.root={root}: no image in it; looked for {', '.join(SUFFIXES)}")
+    rows = [_place(path.relative_to(root).parts[:-1]) for path in paths]
+    return pd.DataFrame(
+        {
+            "path": [str(path.resolve()) for path in paths],
+            "label": [label for label, _ in rows],
+            "split": [split for _, split in rows],
+            "group": "",
+        }
+    )
+
+
+def _place(folders: tuple[str, ...]) -> tuple[str, str]:
+    """Label and split that the folders above an image name.
+
+    >>> _place(("train", "tumor")), _place(("TUM",)), _place(())
+    (('tumor', 'train'), ('TUM', ''), ('', ''))
+    """
+    split = folders[0].lower() if folders and folders[0].lower() in SPLITS else ""
+    rest = folders[1:] if split else folders
+    return (rest[0] if rest else ""), ("valid" if split.startswith("val") else split)
+
+
+def _from_csv(csv: Path) -> pd.DataFrame:
+    """Images that a CSV lists: `path` relative to its own folder; label, split and group if given."""
+    if not csv.is_file():
+        raise FileNotFoundError(f"data.csv={csv}: no such file")
+    rows = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    if "path" not in rows:
+        raise ValueError(
+            f"data.csv={csv}: column 'path' is missing; the columns are {', '.join(rows.columns)}"
+        )
+    rows = rows.reindex(columns=list(COLUMNS), fill_value="")
+    rows["path"] = [str((csv.parent / path).resolve()) for path in rows["path"]]
+    return rows
+
+
+def _group(pattern: str, path: str) -> str:
+    """First group of the pattern in the file's name, or "" where it doesn't match."""
+    match = re.search(pattern, Path(path).name)
+    return match.group(1) if match else ""
+
+
+def _image_size(path: str) -> tuple[int, int] | str:
+    """Width and height from the file's header, or the reason why there is none."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return f"not a readable image ({type(error).__name__})"
+
+
+def _common_side(sizes: list[tuple[int, int]]) -> int:
+    """Side of images that are all the same square.
+
+    Raises:
+        ValueError: they differ, or are no squares.
+    """
+    different = sorted(set(sizes))
+    if len(different) != 1 or different[0][0] != different[0][1]:
+        shown = ", ".join(f"{width} x {height}" for width, height in different[:3])
+        raise ValueError(
+            f"the images are not squares of one size (there are {len(different)} sizes: {shown} px ...); "
+            "say tiling.size_px=<side> to scale and centre-crop them"
+        )
+    return different[0][0]
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    """The image's central square, antialiased to `side`; untouched where it has that size already."""
+    if image.size == (side, side):
+        return image
+    short = min(image.size)
+    left, top = (image.width - short) / 2, (image.height - short) / 2
+    box = (left, top, left + short, top + short)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)

@@ -1,0 +1,126 @@
+"""Tiles that are cut from slides, straight from the slide file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from histo_ssl.artifacts import atomic_path, write_json
+from histo_ssl.data.annotations import UNLABELLED, read_classes, read_raster, tile_classes
+from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
+from histo_ssl.data.manifest import is_remote, mpp_overrides, slide_list
+from histo_ssl.slides.grid import TileSpec, Tiling
+from histo_ssl.slides.index import TileIndex
+from histo_ssl.slides.reader import Slide
+from histo_ssl.slides.survey import survey_slides
+from histo_ssl.units import MicronsPerPx, TilePx
+
+LABELS = "labels.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideData:
+    """Slides on a disk (see `conf/data/slides.yaml` for what each value means)."""
+
+    root: str | None
+    manifest: str | None
+    mpp_override: float | str | None
+    max_failed: float
+    annotations: str | None
+    min_label_share: float
+
+    def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:  # noqa: ARG002
+        """Write the index of all tiles, `status.csv`, an overlay per slide, and labels where there are any.
+
+        Raises:
+            ValueError: more slides failed than `max_failed` allows, or none has a tile.
+        """
+        slides = slide_list(root=self.root, manifest=self.manifest)
+        slides["path"] = [path if is_remote(path) else str(Path(path).resolve()) for path in slides["path"]]
+        mpps = mpp_overrides(slides, self.mpp_override)
+        index = survey_slides(slides, mpps=mpps, tiling=tiling, folder=folder, n_processes=n_processes)
+        failed = index.slides[index.slides["reason"] != ""]
+        self._check(failed, n_slides=len(index.slides), folder=folder)
+        facts = {"tile_px": tiling.size_px, "mpp": tiling.mpp, "stride_px": tiling.stride_px}
+        classes = self._write_labels(index, tiling.spec, folder=folder) if self.annotations else []
+        write_json(folder / SOURCE, {"kind": "slides", **facts, "classes": classes})
+        return {"slides": len(index.slides), "failed": len(failed), "tiles": len(index)}
+
+    def _check(self, failed: pd.DataFrame, *, n_slides: int, folder: Path) -> None:
+        reasons = [f"{row.slide_id}: {row.reason}" for row in failed.itertuples()]
+        limit = self.max_failed if len(failed) < n_slides else 0.0
+        noun = f"slides (listed in {folder / STATUS})"
+        check_failures(reasons, n_items=n_slides, max_failed=limit, noun=noun)
+
+    def _write_labels(self, index: TileIndex, spec: TileSpec, *, folder: Path) -> list[str]:
+        """Write the class of every tile; the classes' names come back."""
+        rasters = Path(str(self.annotations))
+        names = read_classes(rasters)
+        labels = np.full(len(index), UNLABELLED, dtype=np.int16)
+        for i, row in enumerate(index.slides.to_dict("records")):
+            path = rasters / f"{row['slide_id']}.png"
+            if row["n_tiles"] and path.is_file():
+                labels[index.offsets[i] : index.offsets[i + 1]] = tile_classes(
+                    read_raster(path),
+                    index.of_slide(i),
+                    values=list(names),
+                    side_level0=spec.side_level0(MicronsPerPx(row["mpp"])),
+                    size_level0=(row["width_px"], row["height_px"]),
+                    min_share=self.min_label_share,
+                )
+        with atomic_path(folder / LABELS) as temporary, temporary.open("wb") as file:
+            np.save(file, labels)
+        return list(names.values())
+
+
+class SlideTiles:
+    """The tiles that `SlideData.tile` listed."""
+
+    def __init__(self, folder: Path, *, tile_px: int, mpp: float, stride_px: int, classes: list[str]) -> None:
+        self.tile_px = tile_px
+        self.mpp: float | None = mpp
+        self.index = TileIndex(folder)
+        self.spec = TileSpec(
+            size_px=TilePx(tile_px), mpp=MicronsPerPx(mpp), stride_px=TilePx(stride_px), min_tissue=0.0
+        )
+        self._classes = np.array([*classes, ""])  # UNLABELLED is the last
+        self._labels = np.load(folder / LABELS, mmap_mode="r") if classes else None
+        slides = self.index.slides
+        self._slides = [Slide(path, mpp=mpp) for path, mpp in zip(slides["path"], slides["mpp"], strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Tile i as (tile_px, tile_px, 3) RGB."""
+        tile = self.index.tiles[i]
+        slide: Slide = self._slides[tile["slide"]]
+        return slide.read((int(tile["x"]), int(tile["y"])), self.spec)
+
+    def coords(self) -> NDArray[np.int64]:
+        """(N, 2) left and top edges of all tiles, level-0 px."""
+        tiles = self.index.tiles
+        return np.stack([tiles["x"], tiles["y"]], axis=1).astype(np.int64)
+
+    def training_rows(self) -> NDArray[np.int64]:
+        """Numbers of the tiles of slides outside validation and test splits."""
+        is_held_out = self.index.slides["split"].isin(HELD_OUT).to_numpy()
+        return np.flatnonzero(~is_held_out[self.index.tiles["slide"]])
+
+    def parts(self) -> list[Part]:
+        """One part per slide that has tiles."""
+        bounds = zip(self.index.slides["slide_id"], self.index.offsets, self.index.offsets[1:], strict=False)
+        return [
+            Part(name=name, start=int(start), stop=int(stop)) for name, start, stop in bounds if start < stop
+        ]
+
+    def table(self) -> pd.DataFrame:
+        """One row per tile; its label is its own class if the slides are annotated, else "" for none."""
+        slides = self.index.slides.iloc[self.index.tiles["slide"]].reset_index(drop=True)
+        columns = {"slide": "slide_id", "patient": "patient_id", "site": "site", "split": "split"}
+        labels = "" if self._labels is None else self._classes[self._labels]
+        xy = self.coords()
+        known = {name: slides[column] for name, column in columns.items()}
+        return pd.DataFrame({**known, "x": xy[:, 0], "y": xy[:, 1], "label": labels})

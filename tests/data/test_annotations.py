@@ -1,0 +1,53 @@
+"""Labels of tiles from rasters, on rasters small enough to count by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histo_ssl.data.annotations import read_classes, tile_classes
+
+
+def _classes(raster: list[list[int]], xy: list[tuple[int, int]], *, side: int, min_share: float) -> list[int]:
+    array = np.array(raster, dtype=np.uint8)
+    size = (array.shape[1] * 10, array.shape[0] * 10)  # a raster pixel covers 10 level-0 pixels
+    found = tile_classes(
+        array, np.array(xy), values=[1, 2], side_level0=side, size_level0=size, min_share=min_share
+    )
+    return found.tolist()
+
+
+def test_a_tile_takes_the_class_that_covers_most_of_it_if_that_is_enough() -> None:
+    raster = [
+        [1, 1, 2, 2],
+        [1, 2, 2, 2],
+        [0, 0, 0, 1],
+        [0, 0, 1, 1],
+    ]
+    corners = [(0, 0), (20, 0), (0, 20), (20, 20)]
+    assert _classes(raster, corners, side=20, min_share=0.5) == [0, 1, -1, 0]  # 3/4, 4/4, none, 3/4
+    assert _classes(raster, corners, side=20, min_share=0.8) == [-1, 1, -1, -1]
+
+
+def test_footprints_round_to_the_raster_and_keep_at_least_one_pixel() -> None:
+    raster = [[1, 2], [2, 1]]
+    assert _classes(raster, [(0, 0), (11, 0), (9, 9), (19, 19)], side=1, min_share=1.0) == [0, 1, 0, 0]
+
+
+def test_shares_agree_with_counting_pixel_by_pixel() -> None:
+    rng = np.random.default_rng(0)
+    raster = rng.integers(0, 3, (40, 50), dtype=np.uint8)
+    xy = np.stack([rng.integers(0, 40, 100) * 10, rng.integers(0, 30, 100) * 10], axis=1)
+    found = tile_classes(raster, xy, values=[1, 2], side_level0=100, size_level0=(500, 400), min_share=0.35)
+    for (x, y), label in zip(xy // 10, found, strict=True):
+        window = raster[y : y + 10, x : x + 10]
+        shares = [(window == 1).mean(), (window == 2).mean()]
+        assert label == (int(np.argmax(shares)) if max(shares) >= 0.35 else -1)
+
+
+def test_classes_are_named_by_a_file_that_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"classes\.json is missing"):
+        read_classes(tmp_path)
+    (tmp_path / "classes.json").write_text(json.dumps({"10": "fat", "2": "stroma"}))
+    assert read_classes(tmp_path) == {2: "stroma", 10: "fat"}

@@ -1,0 +1,114 @@
+"""Which tiles a step sees, and that the way they are read changes nothing."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from histo_ssl.data.base import TileSource
+from histo_ssl.data.datamodule import Loading, StepSampler, TileDataModule
+from histo_ssl.views.compose import Views
+
+Source = Callable[[int], TileSource]
+
+
+def _module(
+    source: TileSource, views: Views, *, n_workers: int = 0, start_method: str = "fork", **changes: int
+) -> TileDataModule:
+    values = {"batch_size": 4, "epochs": 2, "accumulate": 1, "seed": 0, **changes}
+    loading = Loading(n_workers=n_workers, start_method=start_method)
+    rows = np.arange(len(source))
+    return TileDataModule(source=source, rows=rows, views=views, loading=loading, **values)
+
+
+def _sampler(**changes: int) -> StepSampler:
+    values = {
+        "batch_size": 4,
+        "steps_per_epoch": 5,
+        "n_steps": 10,
+        "first_step": 0,
+        "rank": 0,
+        "n_ranks": 1,
+        "seed": 0,
+    }
+    return StepSampler(rows=np.arange(22) + 100, **{**values, **changes})
+
+
+def test_an_epoch_sees_no_tile_twice_and_drops_less_than_a_batch() -> None:
+    steps = list(_sampler())
+    for epoch, part in ((0, steps[:5]), (1, steps[5:])):
+        rows = [row for row, _ in chain.from_iterable(part)]
+        assert len(rows) == len(set(rows)) == 20
+        assert set(rows) <= set(range(100, 122))
+        assert {epoch} == {e for _, e in chain.from_iterable(part)}
+    assert steps[:5] != [[(row, 0) for row, _ in step] for step in steps[5:]]  # shuffled anew
+
+
+def test_every_tile_is_seen_in_some_epoch() -> None:
+    rows = {row for row, _ in chain.from_iterable(_sampler(n_steps=100))}
+    assert rows == set(range(100, 122))
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 4, 5, 7])
+def test_a_stream_that_starts_in_the_middle_is_the_rest_of_the_whole(first_step: int) -> None:
+    assert list(_sampler(first_step=first_step)) == list(_sampler())[first_step:]
+
+
+@pytest.mark.parametrize("n_ranks", [2, 4])
+def test_ranks_together_see_what_one_rank_sees(n_ranks: int) -> None:
+    shares = [list(_sampler(rank=rank, n_ranks=n_ranks)) for rank in range(n_ranks)]
+    together = [list(chain.from_iterable(step)) for step in zip(*shares, strict=True)]
+    assert together == list(_sampler())
+
+
+def test_accumulated_batches_together_are_the_batch(image_source: Source, views: Views) -> None:
+    source = image_source(20)
+    whole = list(_module(source, views).sampler(first_step=0, rank=0, n_ranks=1))
+    halves = list(_module(source, views, accumulate=2).sampler(first_step=0, rank=0, n_ranks=1))
+    assert [first + second for first, second in zip(halves[::2], halves[1::2], strict=True)] == whole
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
+@pytest.mark.parametrize(
+    ("n_workers", "start_method"),
+    [(1, "fork"), (4, "fork"), pytest.param(1, "spawn", marks=pytest.mark.slow)],
+)
+def test_workers_change_no_byte_and_no_view(
+    image_source: Source, views: Views, n_workers: int, start_method: str
+) -> None:
+    source = image_source(16)
+    plain = _module(source, views)
+    worked = _module(source, views, n_workers=n_workers, start_method=start_method)
+    batches = [
+        [
+            m.on_after_batch_transfer(b, 0) | {"tiles": b["tiles"]}
+            for b in m.loader(m.sampler(first_step=0, rank=0, n_ranks=1))
+        ]
+        for m in (plain, worked)
+    ]
+    assert len(batches[0]) == len(batches[1]) == 8
+    for a, b in zip(*batches, strict=True):
+        assert torch.equal(a["tiles"], b["tiles"])
+        assert torch.equal(a["ids"], b["ids"])
+        assert all(torch.equal(x, y) for x, y in zip(a["views"], b["views"], strict=True))
+
+
+def test_tiles_arrive_as_they_lie_in_their_files(image_source: Source, views: Views) -> None:
+    source = image_source(8)
+    module = _module(source, views, batch_size=8)
+    batch = next(iter(module.loader(module.sampler(first_step=0, rank=0, n_ranks=1))))
+    for tile, row in zip(batch["tiles"], batch["ids"], strict=True):
+        np.testing.assert_array_equal(tile.numpy(), source.read(int(row)))
+
+
+def test_a_batch_larger_than_the_data_is_refused(image_source: Source, views: Views) -> None:
+    with pytest.raises(ValueError, match=r"training.batch_size=64, but there are only 3 tiles"):
+        _module(image_source(3), views, batch_size=64)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(image_source: Source, views: Views) -> None:
+    module = _module(image_source(8), views)
+    with pytest.raises(ValueError, match="a batch of 4 tiles can't be shared equally among 3 ranks"):
+        module.sampler(first_step=0, rank=0, n_ranks=3)

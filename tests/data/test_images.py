@@ -1,0 +1,140 @@
+"""Image files as tiles: where labels and splits come from, and which pixels are read."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from histo_ssl.data.images import ImageData, ImageTiles
+from histo_ssl.data.sources import open_source
+from histo_ssl.slides.grid import Tiling
+
+
+def _tiling(size_px: int | None = None) -> Tiling:
+    return Tiling(size_px=size_px, mpp=None, stride_px=None, min_tissue=0.0, tissue=None)
+
+
+def _data(root: Path | None = None, **changes: object) -> ImageData:
+    values = {"csv": None, "group_pattern": None, "max_tiles": None, "max_failed": 0.1, "seed": 0}
+    return ImageData(root=str(root) if root else None, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def _paint(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 255 - value)).save(path)
+
+
+def _listed(data: ImageData, tiling: Tiling, folder: Path) -> ImageTiles:
+    data.tile(tiling, folder=folder, home=folder, n_processes=1)
+    source = open_source(folder)
+    assert isinstance(source, ImageTiles)
+    return source
+
+
+def test_labels_and_splits_are_the_names_of_folders(tmp_path: Path) -> None:
+    for i, place in enumerate(
+        ["train/tumor/a.png", "train/normal/b.tif", "val/tumor/c.png", "test/normal/d.jpg"]
+    ):
+        _paint(tmp_path / "images" / place, i)
+    source = _listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles")
+    assert source.table()[["slide", "label", "split"]].to_numpy().tolist() == [
+        ["test/normal/d.jpg", "normal", "test"],
+        ["train/normal/b.tif", "normal", "train"],
+        ["train/tumor/a.png", "tumor", "train"],
+        ["val/tumor/c.png", "tumor", "valid"],
+    ]
+    assert source.training_rows().tolist() == [1, 2]
+
+
+def test_pixels_of_native_size_are_the_files_own(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    (tmp_path / "images" / "A").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "images" / "A" / "x.tif")
+    source = _listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles")
+    assert source.tile_px == 32
+    np.testing.assert_array_equal(source.read(0), pixels)
+
+
+def test_another_size_is_scaled_by_the_shorter_side_and_cropped_in_the_middle(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (96, 32), (0, 0, 0))
+    wide.paste((200, 100, 50), (32, 0, 64, 32))  # only the middle third is coloured
+    (tmp_path / "images").mkdir()
+    wide.save(tmp_path / "images" / "wide.png")
+    source = _listed(_data(tmp_path / "images"), _tiling(size_px=16), tmp_path / "tiles")
+    inside = source.read(0)[:, 2:-2]  # at the edges the filter sees the black beside the square
+    np.testing.assert_array_equal(inside, np.full((16, 12, 3), (200, 100, 50)))
+
+
+def test_images_of_several_sizes_need_a_stated_one(tmp_path: Path) -> None:
+    _paint(tmp_path / "images" / "a.png", 0)
+    _paint(tmp_path / "images" / "b.png", 0, size=(48, 48))
+    with pytest.raises(ValueError, match=r"2 sizes: 32 x 32, 48 x 48 px .* tiling.size_px"):
+        _listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles")
+
+
+def test_a_csv_lists_images_relative_to_itself(tmp_path: Path) -> None:
+    _paint(tmp_path / "deep" / "a.png", 1)
+    _paint(tmp_path / "deep" / "b.png", 2)
+    csv = tmp_path / "list.csv"
+    pd.DataFrame({"path": ["deep/a.png", "deep/b.png"], "label": ["x", "y"], "group": ["p1", "p2"]}).to_csv(
+        csv
+    )
+    source = _listed(_data(csv=str(csv)), _tiling(), tmp_path / "tiles")
+    assert source.table()[["label", "patient", "split"]].to_numpy().tolist() == [
+        ["x", "p1", ""],
+        ["y", "p2", ""],
+    ]
+
+
+def test_a_csv_without_paths_names_the_columns_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file,label\na.png,x\n")
+    with pytest.raises(ValueError, match=r"column 'path' is missing; the columns are file, label"):
+        _listed(_data(csv=str(tmp_path / "list.csv")), _tiling(), tmp_path / "tiles")
+
+
+def test_groups_are_read_from_file_names(tmp_path: Path) -> None:
+    _paint(tmp_path / "images" / "A" / "10A0_CRC-Prim-HE-07_014.tif_Row_1.png", 0)
+    data = _data(tmp_path / "images", group_pattern=r"(CRC-Prim-HE-\d+)")
+    source = _listed(data, _tiling(), tmp_path / "tiles")
+    assert source.table()["patient"].tolist() == ["CRC-Prim-HE-07"]
+
+
+def test_unreadable_images_are_listed_with_their_reason_up_to_the_limit(tmp_path: Path) -> None:
+    for i in range(9):
+        _paint(tmp_path / "images" / f"{i}.png", i)
+    (tmp_path / "images" / "text.png").write_text("no image")
+    source = _listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles")
+    assert len(source) == 9
+    assert pd.read_csv(tmp_path / "tiles" / "status.csv")["reason"].tolist() == [
+        "not a readable image (UnidentifiedImageError)"
+    ]
+    with pytest.raises(ValueError, match=r"1 of 10 images failed, more than data.max_failed=0.05 allows"):
+        _listed(_data(tmp_path / "images", max_failed=0.05), _tiling(), tmp_path / "tiles")
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no image in it; looked for \.png, \.jpg"):
+        _listed(_data(tmp_path), _tiling(), tmp_path / "tiles")
+
+
+def test_a_draw_of_images_is_seeded_and_keeps_their_order(tmp_path: Path) -> None:
+    for i in range(20):
+        _paint(tmp_path / "images" / f"{i:02}.png", i)
+    draws = [
+        _listed(_data(tmp_path / "images", max_tiles=5, seed=seed), _tiling(), tmp_path / f"tiles{i}")
+        for i, seed in enumerate([0, 0, 1])
+    ]
+    names = [draw.table()["slide"].tolist() for draw in draws]
+    assert names[0] == names[1] == sorted(names[0])
+    assert names[0] != names[2]
+    assert len(names[0]) == 5
+
+
+def test_the_real_samples_keep_their_classes(shared_data: Path, tmp_path: Path) -> None:
+    source = _listed(_data(shared_data / "nct_crc"), _tiling(), tmp_path / "tiles")
+    counts = source.table()["label"].value_counts()
+    assert counts.sum() == len(source) == 79
+    assert sorted(counts.index) == ["ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"]
+    assert source.tile_px == 224

@@ -1,0 +1,132 @@
+"""Numbers that tell a healthy self-distillation from a collapsed one, and the collapse's name.
+
+N: rows, one per view of a tile; K: outputs of the head; D: width of the embedding.
+"""
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# the smallest share of a singular value, in RankMe's eq. 2
+RANKME_EPSILON = 1e-7
+
+ADVICE = {
+    "uniform collapse": "the teacher says nothing of any tile; sharpen it by a lower method.teacher.temp, or "
+    "lower method.optim.lr_per_256",
+    "one-hot collapse": "the teacher says the same of every tile; soften it by a higher method.teacher.temp, "
+    "or let its centre follow faster by a lower method.teacher.centre_momentum",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSpec:
+    """When a collapse is named, and what RankMe looks at.
+
+    Args:
+        margin: a teacher within this share of ln K of an entropy of ln K or 0 is suspicious, 0-1.
+        patience: share of training for which it must stay so without a break, 0-1.
+        rankme_rows: newest embeddings that RankMe is taken over; the rank found is never higher.
+    """
+
+    margin: float
+    patience: float
+    rankme_rows: int
+
+
+def entropy(p_NK: Tensor) -> Tensor:
+    """Mean entropy of N distributions, in nats.
+
+    Args:
+        p_NK: probabilities, each row sums to 1.
+
+    Returns:
+        Scalar from 0, when every row is one-hot, to ln K, when every row is uniform.
+    """
+    nats: Tensor = torch.special.entr(p_NK).sum(-1).mean()
+    return nats
+
+
+def rankme(z_ND: Tensor) -> Tensor:
+    """Effective rank of embeddings, exp of their singular values' entropy (arXiv:2210.02885, eq. 1-2).
+
+    Args:
+        z_ND: embeddings; any float dtype.
+
+    Returns:
+        Scalar from 1, when all rows are multiples of one, to min(N, D), when all
+        directions are equally strong.
+    """
+    # singular values from the smaller of the two Gram matrices: cheaper than a decomposition of the rows
+    z = z_ND.detach().double()
+    gram = z.T @ z if len(z) > z.shape[1] else z @ z.T
+    sigma = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt()
+    p = sigma / sigma.sum().clamp(min=RANKME_EPSILON) + RANKME_EPSILON
+    rank: Tensor = torch.special.entr(p).sum().exp().float()
+    return rank
+
+
+class EmbeddingWindow:
+    """The newest embeddings of this process, batch by batch; none of it goes into a checkpoint."""
+
+    def __init__(self, n_rows: int) -> None:
+        self.n_rows = n_rows
+        self._batches: deque[Tensor] = deque()
+
+    def push(self, z_ND: Tensor) -> None:
+        """Add a batch and drop what is older than the newest `n_rows` rows."""
+        self._batches.append(z_ND.detach())
+        while sum(map(len, self._batches)) - len(self._batches[0]) >= self.n_rows:
+            self._batches.popleft()
+
+    def rows(self) -> Tensor:
+        """The newest `n_rows` embeddings, oldest first, or fewer at the start."""
+        return torch.cat(list(self._batches))[-self.n_rows :]
+
+
+class CollapseWatch:
+    """Warns, once per kind and by name, of a teacher that has stayed collapsed for a while."""
+
+    def __init__(self, spec: MonitorSpec, *, max_entropy: float) -> None:
+        """Watch a teacher whose entropy cannot exceed `max_entropy`, ln K in nats."""
+        self.spec = spec
+        self.max_entropy = max_entropy
+        self._since: dict[str, float] = {}
+        self._named: set[str] = set()
+
+    def look(self, *, row_entropy: float, mean_entropy: float, progress: float) -> None:
+        """Take note of the teacher at one moment of training.
+
+        Args:
+            row_entropy: mean entropy of its distributions; near ln K: uniform collapse.
+            mean_entropy: entropy of its mean distribution over tiles; near 0, and with it the entropy of
+                every row: one-hot collapse. A teacher that is sure of different things is not collapsed.
+            progress: share of training done, 0-1.
+        """
+        slack = self.spec.margin * self.max_entropy
+        signs = {
+            "uniform collapse": row_entropy > self.max_entropy - slack,
+            "one-hot collapse": mean_entropy < slack,
+        }
+        for name, is_suspicious in signs.items():
+            if not is_suspicious:
+                self._since.pop(name, None)
+            elif progress - self._since.setdefault(name, progress) >= self.spec.patience:
+                self._name(name, row_entropy=row_entropy)
+
+    def _name(self, name: str, *, row_entropy: float) -> None:
+        if name in self._named:
+            return
+        self._named.add(name)
+        logger.warning(
+            "%s: teacher entropy %.3f nats of at most %.3f for %.0f %% of training: %s",
+            name,
+            row_entropy,
+            self.max_entropy,
+            100 * self.spec.patience,
+            ADVICE[name],
+        )

@@ -114,7 +114,7 @@ def is_done(folder: Path) -> bool:
     try:
         files: dict[str, int] = read_json(folder / DONE)["files"]
         return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
         return False
 
 

@@ -37,6 +37,7 @@ class SlideData:
         Raises:
             ValueError: more slides failed than `max_failed` allows, or none has a tile.
         """
+        spec = tiling.spec  # refuses what no slide can be cut by, before any is looked for
         slides = slide_list(root=self.root, manifest=self.manifest)
         slides["path"] = [path if is_remote(path) else str(Path(path).resolve()) for path in slides["path"]]
         mpps = mpp_overrides(slides, self.mpp_override)
@@ -44,7 +45,7 @@ class SlideData:
         failed = index.slides[index.slides["reason"] != ""]
         self._check(failed, n_slides=len(index.slides), folder=folder)
         facts = {"tile_px": tiling.size_px, "mpp": tiling.mpp, "stride_px": tiling.stride_px}
-        classes = self._write_labels(index, tiling.spec, folder=folder) if self.annotations else []
+        classes = self._write_labels(index, spec, folder=folder) if self.annotations else []
         write_json(folder / SOURCE, {"kind": "slides", **facts, "classes": classes})
         return {"slides": len(index.slides), "failed": len(failed), "tiles": len(index)}
 

@@ -12,7 +12,7 @@ import logging
 import math
 from dataclasses import dataclass
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -233,6 +233,14 @@ class DINO(SSLMethod):
         self.teacher_sum_K.zero_()
         self.n_teacher_rows = 0
         move_towards(self.teacher, self.student, momentum=self.spec.momentum_at(progress))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what RankMe looks at, so that a resumed run logs what an unbroken one would have."""
+        checkpoint["newest_embeddings"] = self.embeddings.rows()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.embeddings.push(checkpoint["newest_embeddings"])
 
     def on_fit_start(self) -> None:
         """Read the length of training and warn when the last layer would stay frozen throughout."""

@@ -71,7 +71,7 @@ def rankme(z_ND: Tensor) -> Tensor:
 
 
 class EmbeddingWindow:
-    """The newest embeddings of this process, batch by batch; none of it goes into a checkpoint."""
+    """The newest embeddings of this process, batch by batch."""
 
     def __init__(self, n_rows: int) -> None:
         self.n_rows = n_rows
@@ -85,7 +85,8 @@ class EmbeddingWindow:
 
     def rows(self) -> Tensor:
         """The newest `n_rows` embeddings, oldest first, or fewer at the start."""
-        return torch.cat(list(self._batches))[-self.n_rows :]
+        device = self._batches[-1].device  # rows from a checkpoint may still be elsewhere
+        return torch.cat([batch.to(device) for batch in self._batches])[-self.n_rows :]
 
 
 class CollapseWatch:

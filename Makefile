@@ -1,0 +1,47 @@
+# Each target makes the environment that it needs: Python >= 3.11 and make are enough to begin with.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TESTS  ?= tests histo_ssl
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
+
+.PHONY: help demo test check format wheel-test clean
+
+help:               ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/.run  ## the main job on generated slides: pretrain DINO, score it, write runs/report/index.html
+	$(BIN)/python -m histo_ssl method=dino backbone=vit_t
+
+test: $(VENV)/.dev  ## all tests, on two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(TESTS)
+
+check: $(VENV)/.dev ## ruff and mypy --strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## let ruff lay out the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel-test: $(VENV)/.dev ## build the wheel, install it into an empty environment, run from an empty folder
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build --wheel
+	$(PYTHON) -m venv .venv-wheel
+	PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-wheel/bin/python -m pip --quiet install dist/*.whl
+	cd "$$(mktemp -d)" && $(CURDIR)/.venv-wheel/bin/python -m histo_ssl --cfg job method=dino backbone=vit_t
+
+clean:              ## remove environments and build products; runs/ stays
+	rm -rf .venv .venv-* dist
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable ".[dev]"
+	touch $@

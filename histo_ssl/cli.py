@@ -1,0 +1,137 @@
+"""The command line: find `conf/`, compose, run; explain mistakes in one sentence.
+
+Hydra lives here and in `stages`. Nothing heavy is imported before a job starts, so that `--help` is quick.
+"""
+
+import contextlib
+import difflib
+import os
+import re
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).resolve().parent
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
+HIDDEN_KEYS = ("_target_", "_partial_", "_convert_", "hydra")  # of the machinery, not for users to set
+USER_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside the package when installed from a wheel, beside it in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def main() -> None:
+    """Run what the command line says; exit 1 with one sentence when that can't be done."""
+    warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch: not the user's to act on
+    wants_traceback = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # lets Hydra raise, so that this file words the message
+    with _one_sentence(wants_traceback=wants_traceback):
+        job = _one_sentence(wants_traceback=wants_traceback)(_job)  # else Hydra adds a line of its own
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+
+
+@contextlib.contextmanager
+def _one_sentence(*, wants_traceback: bool) -> Iterator[None]:
+    """Ends the program with a sentence where the user's input was at fault."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if wants_traceback:
+            raise
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+
+
+def _job(cfg: DictConfig) -> None:
+    """One job: in this process, or in a fresh one if it is part of a sweep."""
+    for group in ("method", "backbone"):  # not mandatory in the YAML, so that --help composes without them
+        if group not in cfg:
+            raise ValueError(f"{group}=... is missing; choose one of {', '.join(_choices(group))}")
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN:
+        subprocess.run([sys.executable, "-m", "histo_ssl", *job.overrides.task], check=True)
+        return
+    from histo_ssl import plan, stages  # noqa: PLC0415 (torch and Lightning take seconds to import)
+
+    choices = {str(group): str(choice) for group, choice in job.runtime.choices.items()}
+    stages.run(plan.Plan(cfg=cfg, choices=choices))
+
+
+def explain(error: BaseException) -> str:
+    """One sentence on what was wrong with a command, with the valid choices where there are any."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice}: no such choice; {_valid(choice, error.options, of=group)}"
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return explain(error.__cause__)
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return _explain_key(error, cause)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_group(error)
+    return str(error) + _hint(error)
+
+
+def _explain_key(error: BaseException, cause: OmegaConfBaseException) -> str:
+    key = str(cause.full_key or _quoted(error))
+    parent, _, last = key.rpartition(".")
+    node = cause.parent_node
+    if not isinstance(node, DictConfig):
+        return f"{key}: {_first_line(cause)}"
+    keys = {str(name) for name in node if name not in HIDDEN_KEYS}
+    if not parent:
+        return f"{key}: no such key; {_valid(last, keys | set(_groups()), of='the configuration')}"
+    return f"{key}: no such key; {_valid(last, keys, of=parent)}"
+
+
+def _explain_group(error: BaseException) -> str:
+    """Mistakes in the name of a group, and whatever else Hydra says on its first line."""
+    name = _quoted(error)
+    if "No match in the defaults list" in str(error):
+        return f"{name}: no such group; {_valid(name, _groups(), of='the configuration')}"
+    return _first_line(error)
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def _valid(wrong: str, options: Iterable[str], *, of: str) -> str:
+    options = sorted(options)
+    close = difflib.get_close_matches(wrong, options, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"{guess}{of} has {', '.join(options)}"
+
+
+def _quoted(error: BaseException) -> str:
+    found = re.search(r"'([^']+)'", str(error))
+    return found[1] if found else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _hint(error: BaseException) -> str:
+    """Where to look when the sentence is another library's rather than ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
+    return "" if ours or not frames else f" ({type(error).__name__}; {FULL_ERROR}=1 shows where)"

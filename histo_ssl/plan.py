@@ -1,0 +1,80 @@
+"""Where everything that a run asks for belongs on disk: folders named by what they depend on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from histo_ssl.artifacts import fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A composed configuration, and where on disk everything that it asks for belongs."""
+
+    cfg: DictConfig
+    choices: Mapping[str, str]  # group -> choice, such as "backbone" -> "vit_s"; names of folders
+
+    def group(self, path: str) -> Any:
+        """A group of the configuration as plain, resolved values."""
+        node = OmegaConf.select(self.cfg, path)
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+    @property
+    def runs_dir(self) -> Path:
+        """Where every stage writes."""
+        return Path(self.cfg.runs_dir)
+
+    @property
+    def tile_config(self) -> dict[str, Any]:
+        """What the tiles for pretraining depend on."""
+        return {"data": self.group("data"), "tiling": self.group("tiling")}
+
+    @property
+    def task_tile_config(self) -> dict[str, Any]:
+        """What the tiles of the task depend on; the same tiles where the task takes the run's own data."""
+        return {"data": self.group("task.data"), "tiling": self.group("task.tiling")}
+
+    @property
+    def pretrain_config(self) -> dict[str, Any]:
+        """What pretraining depends on beside its tiles."""
+        return {name: self.group(name) for name in ("views", "backbone", "method", "training", "seed")}
+
+    @property
+    def tile_folder(self) -> Path:
+        """Folder of the tiles for pretraining."""
+        return self._tiles(self.tile_config, name=f"{self.choices['data']}-{self.choices['tiling']}")
+
+    @property
+    def task_tile_folder(self) -> Path:
+        """Folder of the tiles of the task."""
+        own = self.task_tile_config == self.tile_config
+        return self.tile_folder if own else self._tiles(self.task_tile_config, name=self.choices["task"])
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """Fingerprint of the encoder: all that it was made of."""
+        return fingerprint(self.pretrain_config, fingerprint(self.tile_config))
+
+    @property
+    def pretrain_folder(self) -> Path:
+        """Folder of the encoder."""
+        names = [self.choices[group] for group in ("method", "backbone", "data")]
+        return self.runs_dir / "pretrain" / "-".join([*names, self.encoder_fingerprint])
+
+    @property
+    def result_folder(self) -> Path:
+        """Folder of the scores."""
+        inputs = self.encoder_fingerprint, fingerprint(self.task_tile_config)
+        name = "-".join(self.choices[group] for group in ("method", "backbone", "task"))
+        return self.runs_dir / "results" / f"{name}-{fingerprint(self.group('task'), *inputs)}"
+
+    def embedding_folder(self, encoder_fingerprint: str) -> Path:
+        """Folder of the embeddings that an encoder makes of the task's tiles."""
+        name = f"{encoder_fingerprint}-{fingerprint(self.task_tile_config)}"
+        return self.runs_dir / "embeddings" / name
+
+    def _tiles(self, config: dict[str, Any], *, name: str) -> Path:
+        return self.runs_dir / "tiles" / f"{name}-{fingerprint(config)}"

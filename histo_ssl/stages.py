@@ -1,0 +1,293 @@
+"""The stages: each reads what earlier ones wrote, and writes one folder named by what it depends on."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from histo_ssl import artifacts
+from histo_ssl.artifacts import Counts, atomic_path, fingerprint, write_json
+from histo_ssl.data.base import TileSource
+from histo_ssl.data.datamodule import Loading, TileDataModule
+from histo_ssl.data.sources import open_source
+from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder, save_encoder
+from histo_ssl.methods.base import SSLMethod
+from histo_ssl.plan import Plan
+from histo_ssl.report.html import build_report
+from histo_ssl.report.tables import scores_text
+from histo_ssl.tasks.base import TaskResult
+from histo_ssl.tasks.floors import ColorStatistics
+from histo_ssl.training import Recording, precision_for, train
+from histo_ssl.views.sheet import contact_sheet
+
+log = logging.getLogger(__name__)
+
+ENCODER = "encoder.safetensors"
+CARD = "card.json"
+N_SHEET_TILES = 6  # rows of the sheet of views in the report
+RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
+
+
+def run(plan: Plan) -> None:
+    """The stages that the configuration lists, in its order.
+
+    Rank 0 does them all; other ranks wait for its tiles and join it in pretraining.
+    """
+    unknown = [name for name in plan.cfg.stages if name not in STAGES]
+    if unknown:
+        raise ValueError(f"stages={unknown}: no such stage; the stages are {', '.join(STAGES)}")
+    if getattr(rank_zero_only, "rank", 0):  # set by Lightning at import, from the launcher's variables
+        _join_pretraining(plan)
+        return
+    for name in plan.cfg.stages:
+        STAGES[name](plan)
+
+
+def tile(plan: Plan) -> None:
+    """Cut the slides of the run and of its task, or list their images."""
+    wanted = {plan.tile_folder: plan.tile_config, plan.task_tile_folder: plan.task_tile_config}
+    for folder, config in wanted.items():
+        artifacts.complete(folder, build=partial(_tile, plan, config), label="tile", config=config)
+
+
+def pretrain(plan: Plan) -> None:
+    """Train the method's backbone and export its encoder."""
+    _need(plan.tile_folder, stage="tile")
+    config = {**plan.tile_config, **plan.pretrain_config}
+    artifacts.complete(plan.pretrain_folder, build=partial(_pretrain, plan), label="pretrain", config=config)
+
+
+def embed(plan: Plan) -> None:
+    """Embed the task's tiles with the encoder, and with the floors that its scores stand beside."""
+    source = open_source(_need(plan.task_tile_folder, stage="tile"))
+    for subject, encoder in _subjects(plan, source).items():
+        folder = plan.embedding_folder(encoder.card.fingerprint)
+        config = {"encoder": asdict(encoder.card), **plan.task_tile_config}
+        build = partial(_embed, plan, encoder, source)
+        artifacts.complete(folder, build=build, label=f"embed ({subject})", config=config)
+
+
+def evaluate(plan: Plan) -> None:
+    """Score the embeddings by the task's protocol, and those of the floors; new scores go to the logger."""
+    config, folder = plan.group("task"), plan.result_folder
+    is_new = not artifacts.is_done(folder)
+    artifacts.complete(folder, build=partial(_evaluate, plan), label="evaluate", config=config)
+    if is_new and plan.choices["logger"] != "none":
+        from histo_ssl.report.wandb import log_results  # noqa: PLC0415 (starts W&B, which not all want)
+
+        log_results(_logger(plan), runs_dir=plan.runs_dir, encoder_folder=plan.pretrain_folder)
+
+
+def report(plan: Plan) -> None:
+    """Make the report of all that is finished under `runs_dir`, and print the scores."""
+    page = build_report(plan.runs_dir)
+    print(scores_text(plan.runs_dir))  # noqa: T201 (the table is what the command is for)
+    log.info("report: open %s", page.resolve())
+
+
+STAGES: Mapping[str, Callable[[Plan], None]] = {
+    "tile": tile,
+    "pretrain": pretrain,
+    "embed": embed,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def _tile(plan: Plan, config: Mapping[str, Any], folder: Path) -> Counts:
+    data = instantiate(config["data"])
+    tiling = instantiate(config["tiling"])
+    home, n_processes = plan.runs_dir / "data", plan.cfg.n_processes
+    counts: Counts = data.tile(tiling, folder=folder, home=home, n_processes=n_processes)
+    return counts
+
+
+def _pretrain(plan: Plan, folder: Path) -> Counts:
+    data = _datamodule(plan)
+    write_sheet(data, folder / "views.png")
+    method = _fit(plan, data, folder)
+    card = Card(
+        architecture=_architecture(plan),
+        dim=cast(int, method.encoder().num_features),
+        mean=data.views.mean,
+        std=data.views.std,
+        tile_px=data.source.tile_px,
+        mpp=data.source.mpp,
+        method=plan.choices["method"],
+        fingerprint=plan.encoder_fingerprint,
+    )
+    save_encoder(folder / ENCODER, Encoder(method.encoder(), card))
+    write_json(folder / CARD, asdict(card))
+    return {"steps": data.total_steps, "tiles": len(data.rows)}
+
+
+def _join_pretraining(plan: Plan) -> None:
+    """What ranks other than 0 do: wait for its tiles, then train with it."""
+    artifacts.wait_until_done(plan.tile_folder)
+    if "pretrain" in plan.cfg.stages and not artifacts.is_done(plan.pretrain_folder):
+        _fit(plan, _datamodule(plan), plan.pretrain_folder)
+
+
+def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
+    lightning.seed_everything(plan.cfg.seed, verbose=False)
+    method: SSLMethod = instantiate(plan.group("method"), backbone=instantiate(plan.group("backbone")))
+    settings = plan.group("trainer")
+    settings["precision"] = precision_for(settings["precision"], settings["accelerator"])
+    train(
+        method,
+        data,
+        folder=folder,
+        trainer=instantiate(settings, _partial_=True, default_root_dir=str(folder)),
+        logger=_logger(plan),
+        recording=Recording(checkpoint_every=plan.cfg.checkpoint_every, log_every=plan.cfg.log_every),
+    )
+    return method
+
+
+def _logger(plan: Plan) -> Logger | None:
+    names = [plan.choices[group] for group in ("method", "backbone", "data")]
+    logger: Logger | None = instantiate(plan.group("logger"))(
+        folder=plan.runs_dir,  # W&B writes on until the process ends, so not into a folder that gets done
+        run_id=plan.encoder_fingerprint,
+        name=plan.pretrain_folder.name,
+        group="-".join(names),
+        tags=names,
+        config=plan.pretrain_config | plan.tile_config,
+    )
+    return logger
+
+
+def _datamodule(plan: Plan) -> TileDataModule:
+    source = open_source(plan.tile_folder)
+    return TileDataModule(
+        source=source,
+        rows=source.training_rows(),
+        views=instantiate(plan.group("views")),
+        batch_size=plan.cfg.training.batch_size,
+        epochs=plan.cfg.training.epochs,
+        accumulate=plan.cfg.trainer.accumulate_grad_batches,
+        seed=plan.cfg.seed,
+        loading=Loading(**plan.group("loader")),
+    )
+
+
+def write_sheet(data: TileDataModule, path: Path) -> None:
+    """A picture of the views that training will see: a row per tile, the tile first."""
+    rows = data.rows[:: max(1, len(data.rows) // N_SHEET_TILES)][:N_SHEET_TILES]
+    tiles = torch.from_numpy(np.stack([data.source.read(int(row)) for row in rows])).permute(0, 3, 1, 2)
+    sheet = contact_sheet(data.views, tiles, ids=torch.from_numpy(rows), epoch=0, seed=data.seed)
+    with atomic_path(path) as temporary:
+        Image.fromarray(np.asarray(sheet)).save(temporary, format="png")
+
+
+def _architecture(plan: Plan) -> dict[str, Any]:
+    return {key: value for key, value in plan.group("backbone").items() if key != "_partial_"}
+
+
+def _subjects(plan: Plan, source: TileSource) -> dict[str, Encoder]:
+    """Who is scored: the encoder, and its floors, colour alone and the same backbone with random weights."""
+    trained = load_encoder(_need(plan.pretrain_folder, stage="pretrain") / ENCODER)
+    return {"encoder": trained, "colour": _colour(source), "random": _random(plan, trained.card)}
+
+
+def _colour(source: TileSource) -> Encoder:
+    statistics = ColorStatistics()
+    card = Card(
+        architecture={"_target_": "histo_ssl.tasks.floors.ColorStatistics"},
+        dim=statistics.num_features,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        tile_px=source.tile_px,
+        mpp=None,
+        method="colour",
+        fingerprint=fingerprint({"floor": "colour", "dim": statistics.num_features}),
+    )
+    return Encoder(statistics, card)
+
+
+def _random(plan: Plan, card: Card) -> Encoder:
+    """The encoder's own architecture and inputs, with weights that have learnt nothing."""
+    values = {**asdict(card), "method": "random"}
+    made_of = {
+        "floor": "random",
+        "seed": plan.cfg.seed,
+        **{k: v for k, v in values.items() if k != "fingerprint"},
+    }
+    torch.manual_seed(plan.cfg.seed)
+    backbone = instantiate(plan.group("backbone"))()
+    return Encoder(backbone, Card(**{**values, "fingerprint": fingerprint(made_of)}))
+
+
+def _embed(plan: Plan, encoder: Encoder, source: TileSource, folder: Path) -> Counts:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return embed_tiles(
+        encoder.on(device),
+        source,
+        folder=folder,
+        batch_size=plan.cfg.embedding.batch_size,
+        loading=Loading(**plan.group("loader")),
+        any_mpp=plan.cfg.embedding.any_mpp,
+    )
+
+
+def _evaluate(plan: Plan, folder: Path) -> Counts:
+    source = open_source(_need(plan.task_tile_folder, stage="tile"))
+    protocol = instantiate(plan.group("task.protocol"))
+    results: dict[str, TaskResult] = {}
+    for subject, encoder in _subjects(plan, source).items():
+        embeddings = _need(plan.embedding_folder(encoder.card.fingerprint), stage="embed")
+        results[subject] = protocol.evaluate(load_embeddings(embeddings, source), subject=subject)
+    write_json(folder / "results.json", _summary(plan, results))
+    tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
+    with atomic_path(folder / "predictions.csv") as temporary:
+        pd.concat(tables).to_csv(temporary, index=False)
+    return {"scores": sum(len(result.scores) for result in results.values())}
+
+
+def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
+    """Content of results.json; what all subjects share is taken from the encoder's."""
+    shared = results["encoder"]
+    relative = {
+        "encoder_folder": plan.pretrain_folder.relative_to(plan.runs_dir).as_posix(),
+        "tile_folder": plan.task_tile_folder.relative_to(plan.runs_dir).as_posix(),
+    }
+    return {
+        "schema": RESULTS_SCHEMA,
+        **{group: plan.choices[group] for group in ("method", "backbone", "data", "task")},
+        **relative,
+        "primary": list(shared.primary),
+        "classes": shared.classes,
+        "counts": shared.counts,
+        "notes": shared.notes,
+        "scores": [_defined(asdict(score)) for result in results.values() for score in result.scores],
+        "confusion": {subject: result.confusion for subject, result in results.items()},
+    }
+
+
+def _defined(score: dict[str, Any]) -> dict[str, Any]:
+    """The score with null for NaN, which JSON has no word for."""
+    is_nan = {name: isinstance(value, float) and math.isnan(value) for name, value in score.items()}
+    return {name: None if is_nan[name] else value for name, value in score.items()}
+
+
+def _need(folder: Path, *, stage: str) -> Path:
+    """`folder`, which an earlier stage must have finished.
+
+    Raises:
+        FileNotFoundError: it has not.
+    """
+    if not artifacts.is_done(folder):
+        raise FileNotFoundError(f"{folder}: not finished yet; put '{stage}' before this one in stages=[...]")
+    return folder

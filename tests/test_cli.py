@@ -1,0 +1,85 @@
+"""The command line as a newcomer meets it: help, mistakes, exit status."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from histo_ssl import cli
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    settings.pop(cli.FULL_ERROR, None)
+    command = [sys.executable, "-m", "histo_ssl", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=settings | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_help_is_written_for_this_program_and_needs_no_torch(tmp_path: Path) -> None:
+    started = time.monotonic()
+    helped = _run("--help", cwd=tmp_path)
+    seconds = time.monotonic() - started
+    assert helped.returncode == 0
+    for word in ("python -m histo_ssl method=dino", "backbone: ", "vit_s", "runs/report/index.html"):
+        assert word in helped.stdout
+    assert seconds < 5  # 0.6 s alone on two cores; other tests run beside this one
+
+
+def test_the_configuration_of_a_run_is_printed_without_starting_it(tmp_path: Path) -> None:
+    printed = _run("--cfg", "job", "method=dino", "backbone=vit_t", cwd=tmp_path)
+    assert printed.returncode == 0
+    assert "_target_: histo_ssl.methods.dino.DINO" in printed.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["method=dino", "backbone=vit_t", "tiling.mppp=1"],
+            "error: tiling.mppp: no such key; did you mean mpp? tiling has ",
+        ),
+        (
+            ["method=dino", "backbone=vit_q"],
+            "error: backbone=vit_q: no such choice; did you mean vit_",
+        ),
+        (["method=dino", "bakbone=vit_t"], "error: bakbone: no such"),
+        (["backbone=vit_t"], "error: method=... is missing; choose one of dino"),
+        (
+            ["method=dino", "backbone=vit_t", "stages=[tyle]"],
+            "error: stages=['tyle']: no such stage; the stages are tile",
+        ),
+        (
+            ["method=dino", "backbone=vit_t", "trainin.epochs=2"],
+            "error: trainin: no such key; did you mean training?",
+        ),
+    ],
+)
+def test_a_typo_gets_one_sentence_with_the_valid_choices(
+    tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    failed = _run(*arguments, cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(sentence)
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_the_traceback_is_there_for_those_who_ask(tmp_path: Path) -> None:
+    failed = _run("method=dino", "backbone=vit_q", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert failed.returncode == 1
+    assert "Traceback (most recent call last)" in failed.stderr
+
+
+def test_one_sentence_names_the_library_that_an_error_comes_from() -> None:
+    try:
+        int("x")
+    except ValueError as error:
+        ours = cli.explain(error)  # raised here, outside of the package: the traceback helps
+    assert ours == "invalid literal for int() with base 10: 'x' (ValueError; HYDRA_FULL_ERROR=1 shows where)"

@@ -1,0 +1,92 @@
+"""Every YAML composes and instantiates; every value has one place."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from histo_ssl.plan import Plan
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+
+
+def _targets(node: Any) -> list[dict[str, Any]]:
+    if isinstance(node, dict):
+        return ([node] if "_target_" in node else []) + [
+            t for value in node.values() for t in _targets(value)
+        ]
+    return [t for value in node for t in _targets(value)] if isinstance(node, list) else []
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_a_choice_composes_and_its_keys_are_arguments_of_its_target(
+    compose: Any, group: str, choice: str
+) -> None:
+    if group == "experiment":
+        plan: Plan = compose("method=dino", "backbone=vit_t", f"experiment={choice}")
+    else:
+        plan = compose(*{"method=dino", "backbone=vit_t", f"{group}={choice}"})
+    for node in _targets(OmegaConf.to_container(plan.cfg, resolve=True)):
+        target = get_object(node["_target_"])
+        parameters = inspect.signature(target).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        given = {key for key in node if not key.startswith("_")}
+        assert open_ended or given <= parameters.keys(), node["_target_"]
+        if not node.get("_partial_") and node["_target_"].startswith("histo_ssl"):
+            needed = {
+                n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+            }
+            assert needed - {"backbone"} <= given, node["_target_"]  # the stage passes the backbone
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_a_yaml_opens_with_a_comment_that_says_what_it_is(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 20
+
+
+def test_a_task_does_not_change_the_encoder_and_a_seed_does(compose: Any) -> None:
+    base = compose("method=dino", "backbone=vit_t")
+    other_task = compose("method=dino", "backbone=vit_t", "task.protocol.n_bootstrap=7")
+    other_seed = compose("method=dino", "backbone=vit_t", "seed=1")
+    assert other_task.pretrain_folder == base.pretrain_folder
+    assert other_task.result_folder != base.result_folder
+    assert other_seed.pretrain_folder != base.pretrain_folder
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer=cpu",
+        "loader.n_workers=7",
+        "log_every=1",
+        "checkpoint_every=1",
+        "n_processes=1",
+        "logger=none",
+    ],
+)
+def test_what_changes_no_result_changes_no_folder(compose: Any, override: str) -> None:
+    base = compose("method=dino", "backbone=vit_t")
+    other = compose("method=dino", "backbone=vit_t", override)
+    assert other.pretrain_folder == base.pretrain_folder
+    assert other.result_folder == base.result_folder
+
+
+@pytest.mark.parametrize(
+    "override", ["tiling.mpp=1.0", "training.epochs=3", "views=pair", "backbone=resnet18"]
+)
+def test_what_changes_the_encoder_changes_its_folder_and_its_results(compose: Any, override: str) -> None:
+    base = compose("method=dino", "backbone=vit_t")
+    other = compose(
+        *{"method=dino", override} | ({"backbone=vit_t"} if "backbone" not in override else set())
+    )
+    assert other.pretrain_folder != base.pretrain_folder
+    assert other.result_folder != base.result_folder

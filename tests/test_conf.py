@@ -48,7 +48,8 @@ def test_a_choice_composes_and_its_keys_are_arguments_of_its_target(
     "path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_a_yaml_opens_with_a_comment_that_says_what_it_is(path: Path) -> None:
-    first = path.read_text().splitlines()[0]
+    lines = path.read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]
     assert first.startswith("# ")
     assert len(first) > 20
 
@@ -81,7 +82,7 @@ def test_what_changes_no_result_changes_no_folder(compose: Any, override: str) -
 
 
 @pytest.mark.parametrize(
-    "override", ["tiling.mpp=1.0", "training.epochs=3", "views=pair", "backbone=resnet18"]
+    "override", ["tiling.mpp=0.5", "training.epochs=5", "views=pair", "backbone=resnet18"]
 )
 def test_what_changes_the_encoder_changes_its_folder_and_its_results(compose: Any, override: str) -> None:
     base = compose("method=dino", "backbone=vit_t")
@@ -90,3 +91,12 @@ def test_what_changes_the_encoder_changes_its_folder_and_its_results(compose: An
     )
     assert other.pretrain_folder != base.pretrain_folder
     assert other.result_folder != base.result_folder
+
+
+def test_the_study_recipe_brings_the_values_of_the_paper(compose: Any) -> None:
+    plan = compose("experiment=tcga_brca_dino_vits", "data.root=/slides")
+    method = plan.group("method")
+    assert (method["head"]["n_outputs"], method["teacher"]["momentum"]) == (65536, 0.996)
+    assert (method["teacher"]["temp"], method["optim"]["lr_per_256"]) == (0.04, 0.0005)
+    assert (plan.cfg.tiling.size_px, plan.cfg.tiling.mpp, plan.cfg.training.epochs) == (256, 0.5, 100)
+    assert plan.group("views.mean") == [0.5, 0.5, 0.5]

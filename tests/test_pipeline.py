@@ -168,7 +168,10 @@ def test_slides_that_fail_are_listed_and_past_the_limit_stop_the_run(
     [
         (["data=slides", "data.root={tmp}/empty"], "no slide there; files ending in .svs"),
         (["data=slides", "data.manifest={tmp}/no_path.csv"], "no column path; found slide_id"),
-        (["data=slides", "data.root={tmp}/empty", "tiling=native"], "cutting slides needs all three"),
+        (
+            ["data=slides", "data.root={tmp}/empty", "tiling=native"],
+            "slides need all four; choose tiling=small or tiling=study",
+        ),
         (["data=images", "data.root={tmp}/empty"], "no image in it"),
         ([*SYNTHETIC, "backbone.name=vit_tinny_patch16_224"], "the nearest are vit_tiny_patch16_224"),
         ([*SYNTHETIC, "training.batch_size=100000"], "training.batch_size=100000, but there are only"),

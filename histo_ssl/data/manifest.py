@@ -43,21 +43,26 @@ def slide_list(*, root: str | None, manifest: str | None) -> pd.DataFrame:
     return slides
 
 
-def mpp_overrides(slides: pd.DataFrame, override: float | str | None) -> list[float | None]:
-    """For each slide the um/px that overrules its file, None where the file is believed.
+def stated_mpp(slides: pd.DataFrame, override: float | str | None) -> tuple[list[float | None], float | None]:
+    """What a person says of the slides' um/px, by `data.mpp_override`.
 
     Args:
         slides: with a column slide_id.
-        override: um/px for all slides, or a CSV with the columns slide_id and mpp for some.
+        override: um/px of slides whose files say none, or a CSV with the columns slide_id and mpp.
+
+    Returns:
+        For each slide the um/px that overrules its file, None where the file is believed; and the um/px of
+        slides whose files say none. `([None, 0.25], None)` for two slides and a CSV that lists the second.
 
     Raises:
         FileNotFoundError: there is no such CSV.
         ValueError: a value is not above 0; the CSV lacks a column, or lists a slide twice or one not there.
     """
+    believed: list[float | None] = [None] * len(slides)
     if override is None:
-        return [None] * len(slides)
+        return believed, None
     if not (isinstance(override, str) and override.endswith(".csv")):
-        return [_um_per_px(str(override), "data.mpp_override, a number or a CSV")] * len(slides)
+        return believed, _um_per_px(str(override), "data.mpp_override, a number or a CSV")
     table = _read_csv(override, needed=("slide_id", "mpp"))
     ids = table["slide_id"]
     _refuse(ids[ids.duplicated()], f"{override}: slides listed twice")
@@ -66,7 +71,7 @@ def mpp_overrides(slides: pd.DataFrame, override: float | str | None) -> list[fl
         slide_id: _um_per_px(mpp, f"{override}: {slide_id}")
         for slide_id, mpp in zip(ids, table["mpp"], strict=True)
     }
-    return [known.get(slide_id) for slide_id in slides["slide_id"]]
+    return [known.get(slide_id) for slide_id in slides["slide_id"]], None
 
 
 def is_remote(path: str) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from histo_ssl.artifacts import atomic_path, write_json
 from histo_ssl.data.annotations import UNLABELLED, read_classes, read_raster, tile_classes
 from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
-from histo_ssl.data.manifest import is_remote, mpp_overrides, slide_list
+from histo_ssl.data.manifest import is_remote, slide_list, stated_mpp
 from histo_ssl.slides.grid import TileSpec, Tiling
 from histo_ssl.slides.index import TileIndex
 from histo_ssl.slides.reader import Slide
@@ -40,8 +40,15 @@ class SlideData:
         spec = tiling.spec  # refuses what no slide can be cut by, before any is looked for
         slides = slide_list(root=self.root, manifest=self.manifest)
         slides["path"] = [path if is_remote(path) else str(Path(path).resolve()) for path in slides["path"]]
-        mpps = mpp_overrides(slides, self.mpp_override)
-        index = survey_slides(slides, mpps=mpps, tiling=tiling, folder=folder, n_processes=n_processes)
+        mpps, mpp_if_unknown = stated_mpp(slides, self.mpp_override)
+        index = survey_slides(
+            slides,
+            mpps=mpps,
+            mpp_if_unknown=mpp_if_unknown,
+            tiling=tiling,
+            folder=folder,
+            n_processes=n_processes,
+        )
         failed = index.slides[index.slides["reason"] != ""]
         self._check(failed, n_slides=len(index.slides), folder=folder)
         facts = {"tile_px": tiling.size_px, "mpp": tiling.mpp, "stride_px": tiling.stride_px}

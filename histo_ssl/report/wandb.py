@@ -147,7 +147,8 @@ def _content(run: RunSection, *, tiles: list[TileSection]) -> dict[str, Any]:
     if run.views:
         content["views"] = _image(run.views)
     for section in tiles:
-        content[f"{section.tile_set.name}/overlays"] = [_image(picture) for picture in section.overlays]
+        name = section.tile_set.name
+        content |= {f"{name}/overlays/{picture.title}": _image(picture) for picture in section.overlays}
     return content
 
 

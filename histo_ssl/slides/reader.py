@@ -83,14 +83,15 @@ class Slide:
     Args:
         path: a local path, or an address that fsspec understands (`https://`, `s3://`, `memory://`).
         mpp: um/px of level 0, which then overrules the file; None takes the file's.
+        mpp_if_unknown: um/px of level 0 where neither `mpp` nor the file says it.
     """
 
-    def __init__(self, path: str, *, mpp: float | None = None) -> None:
+    def __init__(self, path: str, *, mpp: float | None = None, mpp_if_unknown: float | None = None) -> None:
         self.path = path
-        self._mpp = mpp
+        self._mpp, self._mpp_if_unknown = mpp, mpp_if_unknown
 
     def __repr__(self) -> str:
-        return f"Slide({self.path!r}, mpp={self._mpp})"
+        return f"Slide({self.path!r}, mpp={self._mpp}, mpp_if_unknown={self._mpp_if_unknown})"
 
     @cached_property
     def facts(self) -> Facts:
@@ -115,12 +116,13 @@ class Slide:
         Raises:
             ValueError: neither the file nor the caller says it, or x and y differ by more than 1 %.
         """
-        if self._mpp is not None:
-            return MicronsPerPx(_sane_override(self._mpp, path=self.path))
+        stated = self._mpp_if_unknown if self._mpp is None and self.facts.mpp_xy is None else self._mpp
+        if stated is not None:
+            return MicronsPerPx(_sane_override(stated, path=self.path))
         if self.facts.mpp_xy is None:
             raise ValueError(
                 f"{self.path}: the file says no usable um/px (more than 0, at most {MAX_MPP:g}); state it "
-                "with data.mpp_override, a number for all slides or a CSV with the columns slide_id,mpp"
+                "with data.mpp_override, a number for all such slides or a CSV with the columns slide_id,mpp"
             )
         x, y = self.facts.mpp_xy
         if abs(x - y) > MAX_ANISOTROPY * max(x, y):

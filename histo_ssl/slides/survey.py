@@ -41,6 +41,7 @@ def survey_slides(
     slides: pd.DataFrame,
     *,
     mpps: Sequence[float | None],
+    mpp_if_unknown: float | None,
     tiling: Tiling,
     folder: Path,
     n_processes: int,
@@ -51,6 +52,7 @@ def survey_slides(
     Args:
         slides: a manifest, one row per slide.
         mpps: for each slide the um/px that overrules its file, or None.
+        mpp_if_unknown: um/px of slides that neither `mpps` nor their files say, or None.
         tiling: how to cut, and what is tissue.
         folder: receives `index.npy`, `status.csv` and `overlays/`.
         n_processes: slides surveyed at a time where no executor is given; 0 or 1: in this process.
@@ -64,7 +66,7 @@ def survey_slides(
     """
     tiling.spec  # noqa: B018  # refuses what no slide can be cut by, before the first is opened
     rows = [{str(name): str(value) for name, value in row.items()} for row in slides.to_dict("records")]
-    work = partial(survey, tiling=tiling, overlays=folder / OVERLAYS)
+    work = partial(survey, mpp_if_unknown=mpp_if_unknown, tiling=tiling, overlays=folder / OVERLAYS)
     found: list[Mapping[str, str | int | float]] = []
     xy_level0 = []
     n_workers = min(n_processes, len(rows))
@@ -81,12 +83,20 @@ def survey_slides(
     return write_index(folder, status=status, xy_level0=xy_level0)
 
 
-def survey(row: Mapping[str, str], mpp: float | None, *, tiling: Tiling, overlays: Path) -> Survey:
+def survey(
+    row: Mapping[str, str],
+    mpp: float | None,
+    *,
+    mpp_if_unknown: float | None,
+    tiling: Tiling,
+    overlays: Path,
+) -> Survey:
     """Find the tissue and the tiles of one slide, and draw its overlay.
 
     Args:
         row: of the manifest; `slide_id` and `path` are used, all is passed on.
         mpp: um/px that overrules the file's, or None.
+        mpp_if_unknown: um/px where neither `mpp` nor the file says it, or None.
         tiling: how to cut, and what is tissue.
         overlays: folder that receives `<slide_id>.png`.
 
@@ -97,7 +107,7 @@ def survey(row: Mapping[str, str], mpp: float | None, *, tiling: Tiling, overlay
     facts: dict[str, str | int | float] = dict(UNKNOWN)
     mask_hw, xy_level0 = np.zeros((0, 0), bool), np.zeros((0, 2), np.int32)
     try:
-        slide = Slide(row["path"], mpp=mpp)
+        slide = Slide(row["path"], mpp=mpp, mpp_if_unknown=mpp_if_unknown)
         facts |= _facts(slide)
         thumbnail, mask_hw = _tissue(slide, tiling)
         facts["tissue_mm2"] = round(_area_mm2(slide, mask_hw), 4)

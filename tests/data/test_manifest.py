@@ -7,7 +7,7 @@ import fsspec
 import pandas as pd
 import pytest
 
-from histo_ssl.data.manifest import COLUMNS, mpp_overrides, slide_list
+from histo_ssl.data.manifest import COLUMNS, slide_list, stated_mpp
 
 
 @pytest.fixture
@@ -121,13 +121,13 @@ def test_a_missing_manifest_and_a_missing_choice_are_refused(folder: Path) -> No
             slide_list(root=root, manifest=path)
 
 
-def test_um_per_px_is_stated_for_all_slides_or_for_some(folder: Path) -> None:
+def test_um_per_px_is_stated_for_the_slides_that_say_none_or_for_some_by_name(folder: Path) -> None:
     slides = pd.DataFrame({"slide_id": ["a", "b"]})
     (folder / "mpp.csv").write_text("slide_id,mpp\nb,0.25\n")
-    assert mpp_overrides(slides, None) == [None, None]
-    assert mpp_overrides(slides, 0.5) == [0.5, 0.5]
-    assert mpp_overrides(slides, "0.5") == [0.5, 0.5]
-    assert mpp_overrides(slides, str(folder / "mpp.csv")) == [None, 0.25]
+    assert stated_mpp(slides, None) == ([None, None], None)
+    assert stated_mpp(slides, 0.5) == ([None, None], 0.5)
+    assert stated_mpp(slides, "0.5") == ([None, None], 0.5)
+    assert stated_mpp(slides, str(folder / "mpp.csv")) == ([None, 0.25], None)
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_um_per_px_is_stated_for_all_slides_or_for_some(folder: Path) -> None:
 def test_a_faulty_list_of_um_per_px_is_refused(folder: Path, rows: str, complaint: str) -> None:
     path = manifest(folder, rows)
     with pytest.raises(ValueError, match=complaint):
-        mpp_overrides(pd.DataFrame({"slide_id": ["a"]}), path)
+        stated_mpp(pd.DataFrame({"slide_id": ["a"]}), path)
 
 
 @pytest.mark.parametrize("override", [0.0, -1.0, math.nan, "a quarter"])
 def test_a_senseless_um_per_px_is_refused(override: float | str) -> None:
     with pytest.raises(ValueError, match=r"data\.mpp_override.*is no um/px; a number above 0"):
-        mpp_overrides(pd.DataFrame({"slide_id": ["a"]}), override)
+        stated_mpp(pd.DataFrame({"slide_id": ["a"]}), override)

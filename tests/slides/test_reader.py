@@ -141,6 +141,12 @@ def test_a_file_without_a_sane_um_per_px_says_how_to_state_it(write_slide, mpp: 
     with pytest.raises(ValueError, match=r"slide\.tif.*no usable um/px.*data\.mpp_override"):
         _ = Slide(path).mpp
     assert Slide(path, mpp=0.25).mpp == 0.25
+    assert Slide(path, mpp_if_unknown=0.25).mpp == 0.25
+
+
+def test_what_is_stated_for_unknown_files_does_not_overrule_one_that_knows(coordinate_slide: str) -> None:
+    assert Slide(coordinate_slide, mpp_if_unknown=0.25).mpp == pytest.approx(0.5)
+    assert Slide(coordinate_slide, mpp=0.4, mpp_if_unknown=0.25).mpp == 0.4
 
 
 def test_the_um_per_px_of_x_and_y_are_averaged_up_to_one_percent_and_refused_beyond(write_slide) -> None:

@@ -47,7 +47,9 @@ def row(path: str) -> dict[str, str]:
 def test_a_survey_finds_exactly_the_tiles_that_hold_the_tissue(
     tissue_slide: str, tiling: Tiling, tmp_path: Path
 ) -> None:
-    found = survey(row(tissue_slide), None, tiling=tiling, overlays=tmp_path / "overlays")
+    found = survey(
+        row(tissue_slide), None, mpp_if_unknown=None, tiling=tiling, overlays=tmp_path / "overlays"
+    )
     expected = [[x, y] for y in range(256, 768, 128) for x in range(128, 896, 128)]
     assert found.xy_level0.tolist() == expected
     status = found.status
@@ -83,7 +85,7 @@ def test_the_overlay_frames_each_tile_and_outlines_the_tissue() -> None:
 def test_a_slide_of_glass_has_a_picture_no_tile_and_a_reason(
     glass_slide: str, tiling: Tiling, tmp_path: Path
 ) -> None:
-    found = survey(row(glass_slide), None, tiling=tiling, overlays=tmp_path)
+    found = survey(row(glass_slide), None, mpp_if_unknown=None, tiling=tiling, overlays=tmp_path)
     assert found.status["n_tiles"] == 0
     assert str(found.status["reason"]).startswith("no tissue found")
     with Image.open(tmp_path / "glass.png") as picture:
@@ -94,7 +96,9 @@ def test_tissue_too_little_for_a_tile_says_what_to_lower(
     tissue_slide: str, tiling: Tiling, tmp_path: Path
 ) -> None:
     large = replace(tiling, size_px=2000, stride_px=2000)
-    reason = survey(row(tissue_slide), None, tiling=large, overlays=tmp_path).status["reason"]
+    reason = survey(row(tissue_slide), None, mpp_if_unknown=None, tiling=large, overlays=tmp_path).status[
+        "reason"
+    ]
     assert str(reason).startswith("no tile of 2000 px at 0.5 um/px fits in the scan with 50% tissue; lower")
 
 
@@ -113,7 +117,14 @@ def test_one_bad_slide_of_a_list_costs_a_row_and_no_more(
         coarse,
     ]
     mpps = [None] * len(paths)
-    index = survey_slides(listed(*paths), mpps=mpps, tiling=tiling, folder=tmp_path / "tiles", n_processes=1)
+    index = survey_slides(
+        listed(*paths),
+        mpps=mpps,
+        mpp_if_unknown=None,
+        tiling=tiling,
+        folder=tmp_path / "tiles",
+        n_processes=1,
+    )
     assert index.slides["n_tiles"].tolist() == [0, 24, 0, 0, 0, 0]
     expected = [
         "not a TIFF file",
@@ -139,7 +150,12 @@ def test_one_bad_slide_of_a_list_costs_a_row_and_no_more(
 def test_stated_um_per_px_overrules_the_file(tissue_slide: str, tiling: Tiling, tmp_path: Path) -> None:
     full = replace(tiling, min_tissue=0.9)  # the block's left and right edges halve tiles of 256 level-0 px
     index = survey_slides(
-        listed(tissue_slide), mpps=[0.25], tiling=full, folder=tmp_path / "tiles", n_processes=0
+        listed(tissue_slide),
+        mpps=[0.25],
+        mpp_if_unknown=None,
+        tiling=full,
+        folder=tmp_path / "tiles",
+        n_processes=0,
     )
     assert index.slides["mpp"].tolist() == [0.25]
     assert index.of_slide(0).tolist() == [[256, 256], [512, 256], [256, 512], [512, 512]]
@@ -150,11 +166,21 @@ def test_the_index_is_the_same_from_one_process_two_or_an_executor(
     tissue_slide: str, glass_slide: str, tiling: Tiling, tmp_path: Path
 ) -> None:
     slides = listed(tissue_slide, glass_slide)
-    one = survey_slides(slides, mpps=[None, None], tiling=tiling, folder=tmp_path / "1", n_processes=1)
-    two = survey_slides(slides, mpps=[None, None], tiling=tiling, folder=tmp_path / "2", n_processes=2)
+    one = survey_slides(
+        slides, mpps=[None, None], mpp_if_unknown=None, tiling=tiling, folder=tmp_path / "1", n_processes=1
+    )
+    two = survey_slides(
+        slides, mpps=[None, None], mpp_if_unknown=None, tiling=tiling, folder=tmp_path / "2", n_processes=2
+    )
     with ThreadPoolExecutor(2) as pool:
         threads = survey_slides(
-            slides, mpps=[None, None], tiling=tiling, folder=tmp_path / "3", n_processes=1, executor=pool
+            slides,
+            mpps=[None, None],
+            mpp_if_unknown=None,
+            tiling=tiling,
+            folder=tmp_path / "3",
+            n_processes=1,
+            executor=pool,
         )
     for other in (two, threads):
         np.testing.assert_array_equal(one.tiles, other.tiles)
@@ -166,4 +192,11 @@ def test_the_index_is_the_same_from_one_process_two_or_an_executor(
 def test_a_tiling_for_images_is_refused_before_any_slide_is_opened(tiling: Tiling, tmp_path: Path) -> None:
     native = replace(tiling, size_px=None)
     with pytest.raises(ValueError, match=r"tiling\.size_px=None"):
-        survey_slides(listed("absent.tif"), mpps=[None], tiling=native, folder=tmp_path, n_processes=1)
+        survey_slides(
+            listed("absent.tif"),
+            mpps=[None],
+            mpp_if_unknown=None,
+            tiling=native,
+            folder=tmp_path,
+            n_processes=1,
+        )

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histo_ssl import artifacts
-from histo_ssl.data.layout import SlideClass, Tissue, draw_layout, resized
-from histo_ssl.data.painting import paint
-from histo_ssl.data.scanning import fold, pen_mark, scan, site_stain
 from histo_ssl.data.slides import SlideData
+from histo_ssl.drawing.layout import SlideClass, Tissue, draw_layout, resized
+from histo_ssl.drawing.painting import paint
+from histo_ssl.drawing.scanning import fold, pen_mark, scan, site_stain
 from histo_ssl.slides.grid import Tiling
 
 log = logging.getLogger(__name__)

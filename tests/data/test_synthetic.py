@@ -13,9 +13,9 @@ from scipy import ndimage
 from skimage.color import rgb2hed
 from tiffslide import TiffSlide
 
-from histo_ssl.data.layout import SlideClass, Tissue, draw_layout
 from histo_ssl.data.sources import open_source
 from histo_ssl.data.synthetic import SLIDE_STREAM, SyntheticSlides
+from histo_ssl.drawing.layout import SlideClass, Tissue, draw_layout
 from histo_ssl.slides.grid import Tiling
 
 YAML = Path(__file__).resolve().parents[2] / "conf" / "data" / "synthetic.yaml"

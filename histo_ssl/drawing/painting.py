@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import spatial, special
 
-from histo_ssl.data import cells
-from histo_ssl.data.canvas import Canvas, blank_canvas
-from histo_ssl.data.cells import Nucleus
-from histo_ssl.data.layout import (
+from histo_ssl.drawing import cells
+from histo_ssl.drawing.canvas import Canvas, blank_canvas
+from histo_ssl.drawing.cells import Nucleus
+from histo_ssl.drawing.layout import (
     Floats,
     Layout,
     Tissue,
@@ -24,7 +24,7 @@ from histo_ssl.data.layout import (
     resized,
     smooth_noise,
 )
-from histo_ssl.data.textures import draw_textures, tiled
+from histo_ssl.drawing.textures import draw_textures, tiled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, spatial
 
-from histo_ssl.data.layout import Floats, Layout, Tissue, hexagonal, rotation
+from histo_ssl.drawing.layout import Floats, Layout, Tissue, hexagonal, rotation
 from histo_ssl.units import area_mm2
 
 TUMOUR_CELLS_PER_MM2 = 4300.0  # of the tumour's area: the same in nests and in files, so colour is the same

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from histo_ssl.data.layout import (
+from histo_ssl.drawing.layout import (
     BENIGN_SHARES,
     Tissue,
     draw_flow,

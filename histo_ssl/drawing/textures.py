@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from histo_ssl.data.layout import Floats, Flow, periodic_noise, resized, smooth_noise
+from histo_ssl.drawing.layout import Floats, Flow, periodic_noise, resized, smooth_noise
 
 GRAIN_PX = 512  # period of granules: as long as a tile, so no tile shows it twice
 FIBRE_ROWS_PER_UM, FIBRE_COLUMNS_PER_UM = 4, 1  # of the noise of streaks: finer across the fibres than along

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from histo_ssl.data.layout import Floats, resized, smooth_noise
-from histo_ssl.data.painting import Painting
+from histo_ssl.drawing.layout import Floats, resized, smooth_noise
+from histo_ssl.drawing.painting import Painting
 
 HAEMATOXYLIN = (0.650, 0.704, 0.286)  # Ruifrok and Johnston
 # Theirs, (0.07, 0.99, 0.11), is pure dye and looks magenta; this is what NCT-CRC-HE-100K's stroma has.

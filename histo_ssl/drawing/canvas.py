@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from histo_ssl.data.cells import Blobs, Nucleus
-from histo_ssl.data.layout import Floats
-from histo_ssl.data.textures import GRAIN_PX, grain_noise
+from histo_ssl.drawing.cells import Blobs, Nucleus
+from histo_ssl.drawing.layout import Floats
+from histo_ssl.drawing.textures import GRAIN_PX, grain_noise
 
 STAMPED_PX = 1_000_000  # in one batch of stamps: bounds the memory
 EDGE_UM = 0.9  # over which a nucleus turns into its surroundings: the optics of a 20x objective

@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from histo_ssl.data.layout import Layout, Tissue, draw_flow
-from histo_ssl.data.painting import LOOKS, TUMOUR_MEAN, Painting, paint
-from histo_ssl.data.scanning import scan, site_stain
+from histo_ssl.drawing.layout import Layout, Tissue, draw_flow
+from histo_ssl.drawing.painting import LOOKS, TUMOUR_MEAN, Painting, paint
+from histo_ssl.drawing.scanning import scan, site_stain
 
 TILE_PX, MARGIN_PX = 128, 32
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from skimage.color import rgb_from_hed
 
-from histo_ssl.data.painting import Painting
-from histo_ssl.data.scanning import (
+from histo_ssl.drawing.painting import Painting
+from histo_ssl.drawing.scanning import (
     DARK_CORNERS,
     EOSIN,
     HAEMATOXYLIN,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from skimage import measure
 
-from histo_ssl.data import cells
-from histo_ssl.data.canvas import blank_canvas
-from histo_ssl.data.cells import Blobs
+from histo_ssl.drawing import cells
+from histo_ssl.drawing.canvas import blank_canvas
+from histo_ssl.drawing.cells import Blobs
 
 
 def blobs(xy_um, *, half_um, angle: float) -> Blobs:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import spatial
 
-from histo_ssl.data import cells
-from histo_ssl.data.layout import Floats, Layout, Tissue, draw_flow
+from histo_ssl.drawing import cells
+from histo_ssl.drawing.layout import Floats, Layout, Tissue, draw_flow
 
 
 def uniform_layout(tissue: Tissue, *, seed: int, side_um: float = 512) -> Layout:

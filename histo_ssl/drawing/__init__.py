@@ -1,0 +1,1 @@
+"""Draws tissue, nuclei and scans of which everything is known."""

@@ -9,6 +9,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from histo_ssl.artifacts import fingerprint
 
+# Whole numbers of the configuration's top level, and the smallest that makes sense.
+LEAST = {
+    "training.epochs": 1,
+    "training.batch_size": 1,
+    "embedding.batch_size": 1,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "n_processes": 1,
+    "loader.n_workers": 0,
+    "seed": 0,
+}
+MOST = 2**32 - 1  # what random generators take as a seed
+START_METHODS = ("fork", "spawn", "forkserver")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -21,6 +35,20 @@ class Plan:
         """A group of the configuration as plain, resolved values."""
         node = OmegaConf.select(self.cfg, path)
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+    def check(self) -> None:
+        """Stop at a value of the top level that no run could be made with.
+
+        Raises:
+            ValueError: names the value, and what is expected.
+        """
+        for key, least in LEAST.items():
+            value = self.group(key)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+                raise ValueError(f"{key}={value}: a whole number, {least} or more, is expected")
+        method = self.group("loader.start_method")
+        if method not in START_METHODS:
+            raise ValueError(f"loader.start_method={method}: choose one of {', '.join(START_METHODS)}")
 
     @property
     def runs_dir(self) -> Path:

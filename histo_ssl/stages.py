@@ -27,6 +27,7 @@ from histo_ssl.methods.base import SSLMethod
 from histo_ssl.plan import Plan
 from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
+from histo_ssl.signatures import check_types
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.floors import ColorStatistics
 from histo_ssl.training import Recording, precision_for, train
@@ -48,6 +49,9 @@ def run(plan: Plan) -> None:
     unknown = [name for name in plan.cfg.stages if name not in STAGES]
     if unknown:
         raise ValueError(f"stages={unknown}: no such stage; the stages are {', '.join(STAGES)}")
+    plan.check()
+    for group in ("data", "tiling", "views", "backbone", "method", "task"):
+        check_types(plan.group(group), group)
     if getattr(rank_zero_only, "rank", 0):  # set by Lightning at import, from the launcher's variables
         _join_pretraining(plan)
         return

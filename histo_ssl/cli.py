@@ -27,6 +27,10 @@ HIDDEN_KEYS = ("_target_", "_partial_", "_convert_", "hydra")  # of the machiner
 USER_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
 
 
+class JobFailedError(Exception):
+    """A job of a sweep failed, and has said why; the jobs after it still run."""
+
+
 def conf_dir() -> Path:
     """The folder of YAML files: inside the package when installed from a wheel, beside it in a checkout."""
     inside = PACKAGE / "conf"
@@ -38,17 +42,18 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch: not the user's to act on
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # lets Hydra raise, so that this file words the message
-    with _one_sentence(wants_traceback=wants_traceback):
+    with _one_sentence(wants_traceback=wants_traceback, also=(JobFailedError,)):
         job = _one_sentence(wants_traceback=wants_traceback)(_job)  # else Hydra adds a line of its own
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
 
 
 @contextlib.contextmanager
-def _one_sentence(*, wants_traceback: bool) -> Iterator[None]:
+def _one_sentence(*, wants_traceback: bool, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Ends the program with a sentence where the user's input was at fault."""
+    caught: tuple[type[Exception], ...] = (*USER_ERRORS, *also)
     try:
         yield
-    except USER_ERRORS as error:
+    except caught as error:
         if wants_traceback:
             raise
         sys.exit(f"error: {explain(error)}")
@@ -63,7 +68,9 @@ def _job(cfg: DictConfig) -> None:
             raise ValueError(f"{group}=... is missing; choose one of {', '.join(_choices(group))}")
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
-        subprocess.run([sys.executable, "-m", "histo_ssl", *job.overrides.task], check=True)
+        command = [sys.executable, "-m", "histo_ssl", *job.overrides.task]
+        if subprocess.run(command, check=False).returncode:
+            raise JobFailedError(f"a job of the sweep failed: {' '.join(job.overrides.task)}")
         return
     # Threads that spin while they wait slow a step 3 to 10 times where a core is shared; read as torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -30,7 +30,7 @@ from histo_ssl.report.tables import scores_text
 from histo_ssl.signatures import check_types
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.floors import ColorStatistics
-from histo_ssl.training import Recording, precision_for, train
+from histo_ssl.training import Recording, check_takes_tiles, precision_for, train
 from histo_ssl.views.sheet import contact_sheet
 
 log = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ def _join_pretraining(plan: Plan) -> None:
 def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
     lightning.seed_everything(plan.cfg.seed, verbose=False)
     method: SSLMethod = instantiate(plan.group("method"), backbone=instantiate(plan.group("backbone")))
+    check_takes_tiles(method.encoder(), data.source.tile_px)
     settings = plan.group("trainer")
     settings["precision"] = precision_for(settings["precision"], settings["accelerator"])
     train(

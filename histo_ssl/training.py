@@ -1,6 +1,7 @@
 """Pretraining: a method, its data and a Trainer; from a folder's last checkpoint to its encoder."""
 
 import logging
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
 from histo_ssl.callbacks import LastCheckpoint, MetricsLog, ProgressLine, StepClock, StepSeed
 from histo_ssl.data.datamodule import TileDataModule
@@ -54,11 +56,33 @@ def train(
         use_distributed_sampler=False,
     )
     if checkpoint.exists():
+        _check_readable(checkpoint)
         log.info("pretrain: going on from %s", checkpoint)
     fitted.fit(method, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     if fitted.global_step < data.total_steps:
         raise KeyboardInterrupt  # Lightning ends quietly when it is told to stop
     return fitted
+
+
+def _check_readable(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{checkpoint}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to start over"
+        ) from error
+
+
+def check_takes_tiles(encoder: nn.Module, tile_px: int) -> None:
+    """Show the encoder a whole tile, as embedding will: a backbone may fit all views and not the tile.
+
+    Raises:
+        ValueError: it does not fit; better before training than after.
+    """
+    is_training = encoder.training
+    with torch.inference_mode():
+        encoder.eval()(torch.zeros(1, 3, tile_px, tile_px))
+    encoder.train(is_training)
 
 
 def precision_for(wanted: str, accelerator: str) -> str:

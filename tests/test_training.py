@@ -142,3 +142,16 @@ def test_two_trainings_with_one_seed_are_equal_to_the_last_digit(
     run(tmp_path / "a")
     run(tmp_path / "b")
     assert _timeless(tmp_path / "a") == _timeless(tmp_path / "b")
+
+
+def test_a_torn_checkpoint_is_named_and_what_to_do_about_it(
+    image_source: Source, views: Views, tiny_dino: dict[str, Any], tmp_path: Path
+) -> None:
+    run = partial(_train, source=image_source(17), views=views, method=tiny_dino)
+    run(tmp_path)
+    whole = (tmp_path / LAST).read_bytes()
+    (tmp_path / LAST).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt: not a readable checkpoint .* delete it to start over$"
+    ):
+        run(tmp_path)

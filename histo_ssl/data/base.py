@@ -1,5 +1,6 @@
 """What the rest of the house knows of data: sets that can be cut into tiles, sources that read them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from histo_ssl.slides.grid import Tiling
 SOURCE = "source.json"  # in a tile folder: what kind of tiles it lists, and their scale
 STATUS = "status.csv"  # in a tile folder: one row per slide, or per image that could not be read
 HELD_OUT = ("valid", "test")  # splits that pretraining never sees
+SPLITS = {"": "", "train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,19 @@ class DataSet(Protocol):
             home: where a data set that makes its own slides keeps them.
             n_processes: how many slides are surveyed at a time.
         """
+
+
+def named_splits(values: Iterable[str], *, source: str) -> list[str]:
+    """Splits by the names of the house: `["Test", "val", ""]` is `["test", "valid", ""]`.
+
+    Raises:
+        ValueError: a value is no split; letting it pass could show test tiles to pretraining.
+    """
+    words = [value.strip().lower() for value in values]
+    unknown = sorted(set(words) - SPLITS.keys())
+    if unknown:
+        raise ValueError(f"{source}: split {', '.join(unknown)}: train, valid, test or nothing is expected")
+    return [SPLITS[word] for word in words]
 
 
 def check_failures(failed: list[str], *, n_items: int, max_failed: float, noun: str) -> None:

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from histo_ssl.artifacts import atomic_path, write_json
-from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
+from histo_ssl.data.base import HELD_OUT, SOURCE, SPLITS, STATUS, Part, check_failures, named_splits
 from histo_ssl.slides.grid import Tiling
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-SPLITS = ("train", "valid", "val", "validation", "test")
 IMAGES = "images.csv"
 PART_TILES = 4096  # images embedded into one file: a minute or so of work on a small machine
 COLUMNS = ("path", "label", "split", "group")
@@ -82,8 +81,11 @@ class ImageTiles:
 
     def read(self, i: int) -> NDArray[np.uint8]:
         """Image i as (tile_px, tile_px, 3) RGB; its central square, scaled where it has another size."""
-        with Image.open(self._paths[i]) as image:
-            return np.array(_square(image.convert("RGB"), self.tile_px))
+        try:
+            with Image.open(self._paths[i]) as image:
+                return np.array(_square(image.convert("RGB"), self.tile_px))
+        except OSError as error:
+            raise ValueError(f"{self._paths[i]}: cannot be read as an image: {error}") from error
 
     def coords(self) -> NDArray[np.int64]:
         """(N, 2) zeros: an image is its tile."""
@@ -142,9 +144,9 @@ def _place(folders: tuple[str, ...]) -> tuple[str, str]:
     >>> _place(("train", "tumor")), _place(("TUM",)), _place(())
     (('tumor', 'train'), ('TUM', ''), ('', ''))
     """
-    split = folders[0].lower() if folders and folders[0].lower() in SPLITS else ""
+    split = SPLITS.get(folders[0].lower(), "") if folders else ""
     rest = folders[1:] if split else folders
-    return (rest[0] if rest else ""), ("valid" if split.startswith("val") else split)
+    return (rest[0] if rest else ""), split
 
 
 def _from_csv(csv: Path) -> pd.DataFrame:
@@ -157,6 +159,7 @@ def _from_csv(csv: Path) -> pd.DataFrame:
             f"data.csv={csv}: column 'path' is missing; the columns are {', '.join(rows.columns)}"
         )
     rows = rows.reindex(columns=list(COLUMNS), fill_value="")
+    rows["split"] = named_splits(rows["split"], source=f"data.csv={csv}")
     rows["path"] = [str((csv.parent / path).resolve()) for path in rows["path"]]
     return rows
 

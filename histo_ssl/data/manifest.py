@@ -7,6 +7,8 @@ from pathlib import Path
 import fsspec
 import pandas as pd
 
+from histo_ssl.data.base import named_splits
+
 COLUMNS = ("slide_id", "path", "patient_id", "site", "label", "split")
 NEEDED = ("slide_id", "path")
 SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".qptiff")  # what tiffslide opens
@@ -24,8 +26,8 @@ def slide_list(*, root: str | None, manifest: str | None) -> pd.DataFrame:
 
     Returns:
         slide_id, path, patient_id, site, label, split, then the manifest's other columns. Without a manifest
-        slide_id is the file's name without its suffix. A missing patient_id is the slide's id, of a TCGA
-        barcode its first 12 characters; other missing values are "".
+        slide_id is the file's name without its suffix. A missing patient_id is "", of a TCGA barcode its
+        first 12 characters; other missing values are "".
 
     Raises:
         FileNotFoundError: there is no such manifest, or no slide in the folder.
@@ -39,6 +41,7 @@ def slide_list(*, root: str | None, manifest: str | None) -> pd.DataFrame:
     source = manifest or root or ""
     slides = _from_csv(source) if manifest or source.endswith(".csv") else _from_folder(source)
     slides = _completed(slides)
+    slides["split"] = named_splits(slides["split"], source=source)
     _check(slides, source)
     return slides
 
@@ -140,13 +143,13 @@ def _completed(slides: pd.DataFrame) -> pd.DataFrame:
 
 
 def _patient(slide_id: str) -> str:
-    """The patient in a TCGA barcode, elsewhere the slide itself.
+    """The patient in a TCGA barcode, elsewhere nobody.
 
     >>> _patient("TCGA-CR-7395-01A-01-TS1"), _patient("her2st_C2")
-    ('TCGA-CR-7395', 'her2st_C2')
+    ('TCGA-CR-7395', '')
     """
     barcode = TCGA_PATIENT.match(slide_id)
-    return barcode.group() if barcode else slide_id
+    return barcode.group() if barcode else ""
 
 
 def _check(slides: pd.DataFrame, source: str) -> None:
@@ -157,7 +160,7 @@ def _check(slides: pd.DataFrame, source: str) -> None:
     is_missing = [not is_remote(path) and not Path(path).is_file() for path in paths]
     _refuse((ids + " = " + paths)[is_missing], f"{source}: files that do not exist")
     splits = (
-        slides[slides["split"] != ""]
+        slides[(slides["split"] != "") & (slides["patient_id"] != "")]
         .groupby("patient_id")["split"]
         .agg(lambda split: "/".join(sorted(set(split))))
     )

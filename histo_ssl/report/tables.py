@@ -68,7 +68,7 @@ def _terminal_table(result: Result) -> Table:
     table.add_column("score", no_wrap=True)
     for name in ("encoder", "95 % interval", "colour", "random", "chance"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("encoder against floors", no_wrap=True)
+    table.add_column("encoder against floors")
     for protocol, rows in itertools.groupby(score_rows(result), key=lambda row: words(row.protocol)):
         table.add_row(protocol)
         for row in rows:

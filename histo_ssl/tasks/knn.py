@@ -37,6 +37,11 @@ class KnnTask:
                 f"task.protocol.primary={list(primary)}: expected a protocol ({', '.join(protocols)}) and "
                 f"a metric ({', '.join(METRICS)})"
             )
+        if not 0 < test_share < 1 or n_bootstrap < 1:
+            raise ValueError(
+                f"task.protocol.test_share={test_share}, n_bootstrap={n_bootstrap}: a share between 0 and 1, "
+                "and 1 resample or more, are expected"
+            )
         self.protocols = protocols
         self.primary = (primary[0], primary[1])
         self.test_share = test_share

@@ -48,8 +48,14 @@ def split_tiles(tiles: EmbeddingSet, *, test_share: float, seed: int) -> Split:
     """
     keys, unit = group_keys(tiles)
     group = np.unique(keys, return_inverse=True)[1].astype(np.int64)
-    if {TRAIN, TEST} <= set(tiles.split):
-        train, test = tiles.split == TRAIN, tiles.split == TEST
+    if TEST in tiles.split:
+        test = tiles.split == TEST
+        # Where only the test is named, the rest is there to learn from.
+        train = tiles.split == (TRAIN if TRAIN in tiles.split else "")
+        if not train.any():
+            raise ValueError(
+                f"every labelled tile has the split '{TEST}' or '{VALID}': none is left for train"
+            )
         _check_disjoint(keys[train], keys[test])
         notes: list[str] = []
     else:

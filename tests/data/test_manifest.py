@@ -29,7 +29,7 @@ def test_a_folder_is_searched_through_for_slides(folder: Path) -> None:
     assert slides.columns.tolist() == list(COLUMNS)
     assert slides["slide_id"].tolist() == ["a", "b"]
     assert slides["path"].tolist() == [str(folder / "a.svs"), str(folder / "deep" / "b.TIF")]
-    assert slides["patient_id"].tolist() == ["a", "b"]
+    assert slides["patient_id"].tolist() == ["", ""]
     assert (slides[["site", "label", "split"]] == "").all(axis=None)
 
 
@@ -70,7 +70,7 @@ def test_the_patient_of_a_tcga_barcode_is_its_first_12_characters(folder: Path) 
     barcode = "TCGA-A1-A0SB-01Z-00-DX1.B34C"
     rows = f"slide_id,path,patient_id\n{barcode},a.svs,\nTCGA-A1-A0SB-01A-TS1,a.svs,P9\nTCGA-oddity,a.svs,\n"
     slides = slide_list(root=None, manifest=manifest(folder, rows))
-    assert slides["patient_id"].tolist() == ["TCGA-A1-A0SB", "P9", "TCGA-oddity"]
+    assert slides["patient_id"].tolist() == ["TCGA-A1-A0SB", "P9", ""]
 
 
 def test_addresses_are_not_looked_for_on_the_disk(folder: Path) -> None:

@@ -135,3 +135,19 @@ def test_single_tiles_are_drawn_at_the_exact_share_of_each_class(tiles: Tiles) -
     data = tiles(label=["a"] * 700 + ["b"] * 200 + ["c"] * 10)
     test = split_tiles(data, test_share=0.3, seed=0).test
     assert {name: int(test[data.label == name].sum()) for name in "abc"} == {"a": 210, "b": 60, "c": 3}
+
+
+def test_where_only_the_test_is_named_the_rest_is_there_to_learn_from() -> None:
+    names = np.array(["a", "b", "c", "d"])
+    tiles = EmbeddingSet(
+        features=np.zeros((4, 2), np.float32),
+        coords=np.zeros((4, 2), np.int64),
+        slide=names,
+        patient=names,
+        site=names,
+        split=np.array(["", "test", "", "test"]),
+        label=np.array(["x", "x", "y", "y"]),
+    )
+    split = split_tiles(tiles, test_share=0.5, seed=0)
+    assert split.test.tolist() == [False, True, False, True]
+    assert split.train.tolist() == [True, False, True, False]

@@ -151,7 +151,5 @@ def test_a_torn_checkpoint_is_named_and_what_to_do_about_it(
     run(tmp_path)
     whole = (tmp_path / LAST).read_bytes()
     (tmp_path / LAST).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(
-        ValueError, match=r"last\.ckpt: not a readable checkpoint .* delete it to start over$"
-    ):
+    with pytest.raises(ValueError, match=r"last\.ckpt: not a readable checkpoint .* delete it"):
         run(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from histo_ssl.artifacts import fingerprint
+from histo_ssl.sizing import sized
 
 # Whole numbers of the configuration's top level, and the smallest that makes sense.
 LEAST = {
@@ -35,6 +36,13 @@ class Plan:
         """A group of the configuration as plain, resolved values."""
         node = OmegaConf.select(self.cfg, path)
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+    def method(self, *, n_tiles: int) -> tuple[dict[str, Any], str]:
+        """The method's group for so many training tiles, and a sentence on what follows from them."""
+        config, filled = sized(self.group("method"), n_tiles=n_tiles)
+        values = ", ".join(f"{path}={value:g}" for path, value in filled.items()) or "nothing"
+        why = "from method.by_tiles; set one by its name to overrule it"
+        return config, f"for {n_tiles:,} tiles {values} ({why})"
 
     def check(self) -> None:
         """Stop at a value of the top level that no run could be made with.

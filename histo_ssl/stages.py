@@ -50,8 +50,9 @@ def run(plan: Plan) -> None:
     if unknown:
         raise ValueError(f"stages={unknown}: no such stage; the stages are {', '.join(STAGES)}")
     plan.check()
-    for group in ("data", "tiling", "views", "backbone", "method", "task"):
+    for group in ("data", "tiling", "views", "backbone", "task"):
         check_types(plan.group(group), group)
+    check_types(plan.method(n_tiles=0)[0], "method")
     if getattr(rank_zero_only, "rank", 0):  # set by Lightning at import, from the launcher's variables
         _join_pretraining(plan)
         return
@@ -114,8 +115,7 @@ def _tile(plan: Plan, config: Mapping[str, Any], folder: Path) -> Counts:
     data = instantiate(config["data"])
     tiling = instantiate(config["tiling"])
     home, n_processes = plan.runs_dir / "data", plan.cfg.n_processes
-    counts: Counts = data.tile(tiling, folder=folder, home=home, n_processes=n_processes)
-    return counts
+    return cast(Counts, data.tile(tiling, folder=folder, home=home, n_processes=n_processes))
 
 
 def _pretrain(plan: Plan, folder: Path) -> Counts:
@@ -146,7 +146,9 @@ def _join_pretraining(plan: Plan) -> None:
 
 def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
     lightning.seed_everything(plan.cfg.seed, verbose=False)
-    method: SSLMethod = instantiate(plan.group("method"), backbone=instantiate(plan.group("backbone")))
+    config, why = plan.method(n_tiles=len(data.rows))
+    log.info("pretrain: %s", why)
+    method: SSLMethod = instantiate(config, backbone=instantiate(plan.group("backbone")))
     check_takes_tiles(method.encoder(), data.source.tile_px)
     settings = plan.group("trainer")
     settings["precision"] = precision_for(settings["precision"], settings["accelerator"])

@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "encode": {"artifacts", "backbones", "data", "distributed", "embeddings", "progress"},
     "tasks": {"data", "embeddings", "encode", "optim", "distributed"},
     "report": {"artifacts", "embeddings"},
-    "plan": {"artifacts"},
+    "plan": {"artifacts", "sizing"},
     "signatures": set(),
+    "sizing": set(),
     "stages": {
         "artifacts",
         "data",

@@ -31,7 +31,9 @@ def test_a_choice_composes_and_its_keys_are_arguments_of_its_target(
         plan: Plan = compose("method=dino", "backbone=vit_t", f"experiment={choice}")
     else:
         plan = compose(*{"method=dino", "backbone=vit_t", f"{group}={choice}"})
-    for node in _targets(OmegaConf.to_container(plan.cfg, resolve=True)):
+    values = OmegaConf.to_container(plan.cfg, resolve=True)
+    values["method"], _ = plan.method(n_tiles=0)
+    for node in _targets(values):
         target = get_object(node["_target_"])
         parameters = inspect.signature(target).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

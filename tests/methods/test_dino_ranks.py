@@ -13,6 +13,7 @@ from torch import Tensor
 
 from histo_ssl.distributed import all_reduce_mean
 from histo_ssl.methods.dino import DINO
+from histo_ssl.sizing import sized
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -20,7 +21,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 def configured_dino() -> DINO:
     """The DINO of the YAML around a ViT-Tiny without drop path."""
     torch.manual_seed(0)
-    node = yaml.safe_load((CONF / "method" / "dino.yaml").read_text())
+    node, _ = sized(yaml.safe_load((CONF / "method" / "dino.yaml").read_text()), n_tiles=0)
     del node["defaults"]
     backbone = yaml.safe_load((CONF / "backbone" / "vit_t.yaml").read_text())
     return instantiate(node, backbone=instantiate(backbone, drop_path=0.0), _convert_="all")

@@ -2,7 +2,8 @@
 
 Where we differ from the paper's code: the head's last layer runs in float32 under mixed precision; the centre
 moves once per optimiser step, so that accumulated batches equal one large batch; temperatures and the frozen
-last layer count in optimiser steps, not in epochs.
+last layer count in optimiser steps, not in epochs. Beside the paper's centre there are Sinkhorn's targets, which
+DINOv2 took over from SwAV: in some hundred steps on some thousand tiles the centre does not hold off a constant teacher.
 
 B: tiles; V: views of a tile, the first G of which the teacher sees; K: outputs of the head; D: features of
 the backbone; N: rows, V * B or G * B, view after view.
@@ -23,6 +24,7 @@ from histo_ssl.backbones import BackboneFactory
 from histo_ssl.distributed import all_reduce_sum, rank, world_size
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.methods.monitors import CollapseWatch, EmbeddingWindow, MonitorSpec, entropy, rankme
+from histo_ssl.methods.sinkhorn import sinkhorn
 from histo_ssl.optim.ema import move_towards
 from histo_ssl.optim.schedules import cosine, linear
 from histo_ssl.optim.spec import OptimSpec
@@ -61,6 +63,7 @@ class TeacherSpec:
         temp: temperature after the warm-up; lower is sharper.
         temp_warmup: share of training in which the temperature goes from one to the other, 0-1.
         centre_momentum: share of the centre that stays at each step (eq. 4).
+        n_sinkhorn: iterations of Sinkhorn's that take the place of the centre; 0 keeps the paper's centre.
     """
 
     momentum: float
@@ -69,10 +72,17 @@ class TeacherSpec:
     temp: float
     temp_warmup: float
     centre_momentum: float
+    n_sinkhorn: int
 
     def momentum_at(self, progress: float) -> float:
         """Share of the teacher that stays, at a share of training."""
         return cosine(self.momentum, self.final_momentum, progress=progress)
+
+    def targets(self, logits_NK: Tensor, centre_K: Tensor, *, progress: float) -> Tensor:
+        """What the teacher says, (N, K) in float32, rows sum to 1 (eq. 1, with the centre of section 3.1)."""
+        if self.n_sinkhorn:
+            return sinkhorn(logits_NK / self.temp_at(progress), n_iterations=self.n_sinkhorn)
+        return ((logits_NK - centre_K) / self.temp_at(progress)).softmax(-1)
 
     def temp_at(self, progress: float) -> float:
         """Temperature at a share of training: a line over the warm-up, then constant."""
@@ -214,7 +224,7 @@ class DINO(SSLMethod):
             _, teacher_NK = self.teacher(views[:N_GLOBAL])
         z_ND, student_NK = self.student(views)
         with torch.autocast(student_NK.device.type, enabled=False):
-            target_NK = ((teacher_NK - self.centre_K) / self.spec.temp_at(self.progress)).softmax(-1)
+            target_NK = self.spec.targets(teacher_NK, self.centre_K, progress=self.progress)
             loss = dino_loss(
                 student_NK.unflatten(0, (len(views), -1)),
                 target_NK.unflatten(0, (N_GLOBAL, -1)),

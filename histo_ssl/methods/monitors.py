@@ -20,6 +20,8 @@ ADVICE = {
     "lower method.optim.lr_per_256",
     "one-hot collapse": "the teacher says the same of every tile; soften it by a higher method.teacher.temp, "
     "or let its centre follow faster by a lower method.teacher.centre_momentum",
+    "constant collapse": "the teacher says the same of every tile, now this and now that; slow it down by a "
+    "higher method.teacher.momentum, lower method.optim.lr_per_256, or set method.teacher.n_sinkhorn=3",
 }
 
 
@@ -106,6 +108,8 @@ class CollapseWatch:
             row_entropy: mean entropy of its distributions; near ln K: uniform collapse.
             mean_entropy: entropy of its mean distribution over tiles; near 0, and with it the entropy of
                 every row: one-hot collapse. A teacher that is sure of different things is not collapsed.
+                Near the entropy of every row, whatever that is: constant collapse, since the difference of the
+                two is what the teacher's word says of which tile it was.
             progress: share of training done, 0-1.
         """
         slack = self.spec.margin * self.max_entropy
@@ -113,6 +117,7 @@ class CollapseWatch:
             "uniform collapse": row_entropy > self.max_entropy - slack,
             "one-hot collapse": mean_entropy < slack,
         }
+        signs["constant collapse"] = mean_entropy - row_entropy < slack and not any(signs.values())
         for name, is_suspicious in signs.items():
             if not is_suspicious:
                 self._since.pop(name, None)

@@ -74,6 +74,7 @@ def build_dino() -> Callable[..., DINO]:
             "temp": 0.06,
             "temp_warmup": 0.5,
             "centre_momentum": 0.9,
+            "n_sinkhorn": 0,
         }
         monitors = {"margin": 0.02, "patience": 0.5, "rankme_rows": 16}
         optim = {

@@ -54,7 +54,11 @@ def test_the_window_keeps_the_newest_rows_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("name", "row_entropy", "mean_entropy"),
-    [("uniform collapse", 0.99 * LN_K, LN_K), ("one-hot collapse", 0.01 * LN_K, 0.01 * LN_K)],
+    [
+        ("uniform collapse", 0.99 * LN_K, LN_K),
+        ("one-hot collapse", 0.01 * LN_K, 0.01 * LN_K),
+        ("constant collapse", 0.50 * LN_K, 0.51 * LN_K),
+    ],
 )
 def test_a_collapse_is_named_once_when_it_has_lasted(
     caplog: pytest.LogCaptureFixture, name: str, row_entropy: float, mean_entropy: float

@@ -2,8 +2,8 @@
 
 Where we differ from the paper's code: the head's last layer runs in float32 under mixed precision; the centre
 moves once per optimiser step, so that accumulated batches equal one large batch; temperatures and the frozen
-last layer count in optimiser steps, not in epochs. Beside the paper's centre there are Sinkhorn's targets, which
-DINOv2 took over from SwAV: in some hundred steps on some thousand tiles the centre does not hold off a constant teacher.
+last layer count in optimiser steps, not in epochs. Beside the paper's centre there are Sinkhorn's targets,
+which DINOv2 took over from SwAV: on some thousand tiles the centre does not hold off a constant teacher.
 
 B: tiles; V: views of a tile, the first G of which the teacher sees; K: outputs of the head; D: features of
 the backbone; N: rows, V * B or G * B, view after view.
@@ -227,7 +227,7 @@ class DINO(SSLMethod):
             target_NK = self.spec.targets(teacher_NK, self.centre_K, progress=self.progress)
             loss = dino_loss(
                 student_NK.unflatten(0, (len(views), -1)),
-                target_NK.unflatten(0, (N_GLOBAL, -1)),
+                target_NK.view(N_GLOBAL, -1, target_NK.shape[-1]),
                 student_temp=self.student_temp,
             )
             self.teacher_sum_K += teacher_NK.sum(0)

@@ -108,8 +108,8 @@ class CollapseWatch:
             row_entropy: mean entropy of its distributions; near ln K: uniform collapse.
             mean_entropy: entropy of its mean distribution over tiles; near 0, and with it the entropy of
                 every row: one-hot collapse. A teacher that is sure of different things is not collapsed.
-                Near the entropy of every row, whatever that is: constant collapse, since the difference of the
-                two is what the teacher's word says of which tile it was.
+                Near the entropy of every row, whatever that is: constant collapse, since the difference of
+                the two is what the teacher's word says of which tile it was.
             progress: share of training done, 0-1.
         """
         slack = self.spec.margin * self.max_entropy

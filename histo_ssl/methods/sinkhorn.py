@@ -11,11 +11,11 @@ from histo_ssl.distributed import gather, rank
 
 @torch.no_grad()
 def sinkhorn(logits_NK: Tensor, *, n_iterations: int) -> Tensor:
-    """Distributions of N rows over K prototypes under which all prototypes are used alike (SwAV, arXiv:2006.09882).
+    """Distributions of N rows over K prototypes under which all prototypes are used alike.
 
-    The paper's eq. 3 has eps, our logits are divided by it before. As in its appendix A (and in DINOv2,
-    arXiv:2304.07193, section 4) a few iterations do; the last one makes rows sum to 1. Rows of all ranks are shared out
-    together, so W ranks of N rows get what one rank of W * N rows gets.
+    SwAV's (arXiv:2006.09882, eq. 3, whose eps divides our logits before they come here). As in its appendix A
+    and in DINOv2 (arXiv:2304.07193, section 4) a few iterations do; the last one makes rows sum to 1. Rows of
+    all ranks are shared out together, so W ranks of N rows get what one rank of W * N rows gets.
 
     Args:
         logits_NK: float32, already divided by the temperature.

@@ -1,36 +1,51 @@
-"""The task `knn`: what a tile's neighbours say of its class. Nothing is trained but the encoder.
+"""Labelled tiles x protocols: what frozen embeddings say of a tile's class, by each of several protocols.
 
-Two protocols have names. DINO's: L2-normalised embeddings, the k most similar vote with weight exp(s / T)
-(Wu et al., arXiv:1805.01978, section 3.4). That of arXiv:2203.00585: plain votes of the nearest in Euclidean
-distance.
+A protocol learns from the training tiles and scores the test tiles; split, intervals, predictions and errors
+are the task's, so that all protocols are held to the same.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.base import METRICS, Score, TaskResult
-from histo_ssl.tasks.neighbors import KnnProtocol, knn_scores
 from histo_ssl.tasks.scores import Predictions, cautions, scores_of
 from histo_ssl.tasks.splits import Split, split_tiles
 
 
-class KnnTask:
-    """Scores embeddings of labelled tiles by their neighbours (see `conf/task/knn.yaml` for each value)."""
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a protocol may learn from: N training tiles."""
+
+    features_ND: NDArray[np.float32]
+    class_N: NDArray[np.int64]  # 0 to C - 1, every one of which is there
+    group_N: NDArray[np.int64]  # whose tile it is; equal numbers are the same patient (or slide)
+    n_classes: int  # C, 2 or more
+
+
+class TileProtocol(Protocol):
+    """A way from embeddings to classes."""
+
+    def classify(self, lesson: Lesson, test_MD: NDArray[np.float32]) -> tuple[NDArray[np.float64], list[str]]:
+        """Class scores (M, C) of test tiles, higher is likelier, and what a reader of them must know."""
+
+
+class TileTask:
+    """Scores embeddings of labelled tiles (see `conf/task/tiles.yaml` for what each value means)."""
 
     def __init__(
         self,
         *,
-        protocols: Mapping[str, KnnProtocol],
+        protocols: Mapping[str, TileProtocol],
         primary: tuple[str, str],
         test_share: float,
         n_bootstrap: int,
         seed: int,
-        chunk_rows: int,
     ) -> None:
         if primary[0] not in protocols or primary[1] not in METRICS:
             raise ValueError(
@@ -47,7 +62,6 @@ class KnnTask:
         self.test_share = test_share
         self.n_bootstrap = n_bootstrap
         self.seed = seed
-        self.chunk_rows = chunk_rows
 
     def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
         """Scores with intervals, predictions and confusion matrices under every protocol.
@@ -63,10 +77,7 @@ class KnnTask:
         labelled = embeddings.labelled()
         split = split_tiles(labelled, test_share=self.test_share, seed=self.seed)
         classes = _classes(labelled.label, split)
-        predictions = {
-            name: self._predictions(labelled, split, classes=classes, protocol=protocol)
-            for name, protocol in self.protocols.items()
-        }
+        predictions, notes = self._predictions(labelled, split, classes=classes)
         tiles = _table(labelled.subset(split.test)).assign(tile=row[split.test], subject=subject)
         return TaskResult(
             scores=[
@@ -77,41 +88,36 @@ class KnnTask:
             ),
             confusion={name: _confusion(found) for name, found in predictions.items()},
             classes=classes,
-            notes=[*split.notes, *self._clamped(split), *cautions(next(iter(predictions.values())))],
+            notes=[*split.notes, *notes, *cautions(next(iter(predictions.values())))],
             counts=_counts(split),
             primary=self.primary,
         )
 
     def _predictions(
-        self, tiles: EmbeddingSet, split: Split, *, classes: list[str], protocol: KnnProtocol
-    ) -> Predictions:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self, tiles: EmbeddingSet, split: Split, *, classes: list[str]
+    ) -> tuple[dict[str, Predictions], list[str]]:
+        """Test tiles as each protocol sees them, by its name, and what the protocols want to be known."""
         truth = np.searchsorted(classes, tiles.label)
-        scores_MC = knn_scores(
-            torch.from_numpy(tiles.features[split.train]).to(device),
-            torch.from_numpy(truth[split.train]).to(device),
-            torch.from_numpy(tiles.features[split.test]).to(device),
-            n_classes=len(classes),
-            protocol=protocol,
-            chunk_rows=self.chunk_rows,
-        )
         group = np.unique(split.group[split.test], return_inverse=True)[1]
-        return Predictions(
-            score_MC=scores_MC.cpu().numpy(), truth_M=truth[split.test], group_M=group, classes=classes
+        lesson = Lesson(
+            features_ND=tiles.features[split.train],
+            class_N=truth[split.train],
+            group_N=split.group[split.train],
+            n_classes=len(classes),
         )
+        predictions, notes = {}, []
+        for name, protocol in self.protocols.items():
+            score_MC, said = protocol.classify(lesson, tiles.features[split.test])
+            predictions[name] = Predictions(
+                score_MC=score_MC, truth_M=truth[split.test], group_M=group, classes=classes
+            )
+            notes += [f"{name} {sentence}" for sentence in said]
+        return predictions, notes
 
     def _scores(self, predictions: Predictions, subject: str, protocol: str) -> list[Score]:
         return scores_of(
             predictions, subject=subject, protocol=protocol, n_bootstrap=self.n_bootstrap, seed=self.seed
         )
-
-    def _clamped(self, split: Split) -> list[str]:
-        n_train = int(split.train.sum())
-        return [
-            f"{name} asks for {protocol.k} neighbours, train has {n_train} tiles: all of them vote"
-            for name, protocol in self.protocols.items()
-            if protocol.k > n_train
-        ]
 
     def _nothing(self) -> TaskResult:
         counts = dict.fromkeys(("n_train", "n_test", "n_train_groups", "n_test_groups"), 0)

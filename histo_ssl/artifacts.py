@@ -5,31 +5,41 @@ process write it; each file appears whole or not at all; `done.json` comes last 
 """
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
-import platform
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
+
+from histo_ssl.changes import LISTING, Listing, difference
+from histo_ssl.disk import NotWrittenError
+from histo_ssl.provenance import provenance
+from histo_ssl.redaction import redacted
 
 log = logging.getLogger(__name__)
 
 DONE = "done.json"
+CONFIG = "config.json"  # what the work is made of; the first file of a folder
 PROVENANCE = "provenance.json"
 FINGERPRINT_DIGITS = 10  # 40 bits: one clash expected among a million folders
 TEMPORARY = ".tmp-"  # prefix of names that a killed process may leave behind
-PACKAGES = ("torch", "torchvision", "lightning", "timm", "hydra-core", "tiffslide", "numpy", "scikit-learn")
 
 Counts = Mapping[str, int]
+
+
+class Picture(Protocol):
+    """An image that saves itself, such as Pillow's."""
+
+    def save(self, fp: io.BytesIO, format: str) -> None:
+        """Write itself."""
 
 
 def fingerprint(config: Any, *inputs: str) -> str:
@@ -51,14 +61,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends, and vanishes if it raises.
 
     The bytes are on the disk (fsync) before the rename, so a reader sees the old file or the whole new one.
+
+    Raises:
+        NotWrittenError: the disk would not take it; any OSError of the block counts as such.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
     try:
+        path.parent.mkdir(exist_ok=True)  # not its parents: a folder that vanished shall be missed
         yield temporary
         publish(temporary, path)
+    except OSError as error:
+        raise NotWrittenError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -72,6 +88,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     """`data` as the file `path`, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_image(path: Path, image: Picture) -> None:
+    """`image` as a PNG, atomically; encoded in memory, since encoders don't say why a disk refused them."""
+    stream = io.BytesIO()
+    image.save(stream, format="png")
+    write_bytes(path, stream.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -89,14 +112,20 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def complete(folder: Path, *, build: Callable[[Path], Counts], label: str, config: Any) -> Path:
+def complete(
+    folder: Path, *, build: Callable[[Path], Counts], label: str, config: Any, listing: Listing | None = None
+) -> Path:
     """`folder`, finished: taken as it is when its done mark holds, else built under a lock.
 
     Args:
         folder: where the work is written; what an interrupted `build` left there is kept for the next.
         build: writes into the folder; returns counts of what it made.
         label: name of the work in messages, such as "tile".
-        config: the configuration that the fingerprint was made of; kept in the provenance.
+        config: the configuration that the fingerprint was made of; kept in `config.json` from the start.
+        listing: the files that the work reads, where it was made of them, too.
+
+    Raises:
+        NotWrittenError: the disk would not take it, or the folder vanished meanwhile.
     """
     if is_done(folder):
         log.info("%s: done before, taken from %s", label, folder)
@@ -105,16 +134,22 @@ def complete(folder: Path, *, build: Callable[[Path], Counts], label: str, confi
         if is_done(folder):
             log.info("%s: done by another process meanwhile, taken from %s", label, folder)
             return folder
-        _build(folder, build=build, label=label, config=config)
+        made_of = {"work": label, "config": redacted(config), LISTING: listing or {}}
+        _build(folder, build=build, label=label, made_of=made_of)
     return folder
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the folder is finished: its mark exists, and every file it lists is there in its full size."""
+    """Whether the folder is finished: its mark is whole, every file it lists is there in its full size."""
     try:
-        files: dict[str, int] = read_json(folder / DONE)["files"]
+        mark = read_json(folder / DONE)
+        if mark["digest"] != _digest(mark["counts"], mark["files"]):
+            return False
+        files: dict[str, int] = mark["files"]
         return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    except (ValueError, KeyError, TypeError, RecursionError):  # garbage instead of a mark
         return False
 
 
@@ -146,39 +181,58 @@ def exclusive(folder: Path, *, label: str) -> Iterator[None]:
         lock.release()
 
 
-def provenance(config: Any, *, started: float) -> dict[str, Any]:
-    """Who made a folder, with what, on what, and when; no environment variables, no secrets."""
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "config": config,
-        "versions": {"python": platform.python_version(), **_versions()},
-        "git_commit": _git_commit(),
-        "hardware": {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-        "seconds": round(time.time() - started, 1),
-    }
-
-
-def _build(folder: Path, *, build: Callable[[Path], Counts], label: str, config: Any) -> None:
+def _build(folder: Path, *, build: Callable[[Path], Counts], label: str, made_of: Mapping[str, Any]) -> None:
     started = time.time()
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    sweep(folder)
+    if not (folder / CONFIG).exists():
+        _say_what_is_new(folder, label=label, made_of=made_of)
+        write_json(folder / CONFIG, made_of)
     counted = dict(build(folder))
-    write_json(folder / PROVENANCE, provenance(config, started=started))
-    write_json(folder / DONE, {"counts": counted, "files": _sizes(folder)})
+    if not (folder / CONFIG).exists():  # deleted meanwhile: what is there now is not all that was made
+        raise NotWrittenError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / DONE))
+    write_json(folder / PROVENANCE, provenance(made_of["config"], started=started))
+    files = _sizes(folder)
+    write_json(folder / DONE, {"counts": counted, "files": files, "digest": _digest(counted, files)})
     text = ", ".join(f"{n:,} {name}" for name, n in counted.items())
     log.info("%s: %s in %.1f s, written to %s", label, text or "done", time.time() - started, folder)
 
 
+def _say_what_is_new(folder: Path, *, label: str, made_of: Mapping[str, Any]) -> None:
+    """Log what differs from the nearest folder of the same work beside it, if there is any."""
+    begun = {path.parent.name: _read_config(path) for path in folder.parent.glob(f"*/{CONFIG}")}
+    alike = {name: other for name, other in begun.items() if other.get("work") == label}
+    words = difference(made_of["config"], made_of[LISTING], alike)
+    if words:
+        log.info("%s: a new folder; %s", label, words)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What a folder is made of; nothing where that can't be read."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _digest(counted: Any, files: Any) -> str:
+    return fingerprint([counted, files])
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files if path.name != DONE}
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in files
+        if path.name != DONE and not path.name.startswith(TEMPORARY)
+    }
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed; ours is the only one that holds the lock."""
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed; for one that holds the folder's lock."""
     for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -187,29 +241,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _versions() -> dict[str, str]:
-    found = {name: _version(name) for name in ("histo-ssl", *PACKAGES)}
-    return {name: version for name, version in found.items() if version}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _git_commit() -> str:
-    """Commit of the checkout that runs, with "+" if files were changed since; empty from a wheel."""
-    checkout = Path(__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():
-        return ""
-    git = ["git", "-C", str(checkout)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit.stdout.strip() + ("+" if changes.stdout else "")

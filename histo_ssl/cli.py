@@ -5,6 +5,7 @@ Hydra lives here and in `stages`. Nothing heavy is imported before a job starts,
 
 import contextlib
 import difflib
+import logging
 import os
 import re
 import subprocess
@@ -13,13 +14,20 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from histo_ssl import disk
+from histo_ssl.redaction import RedactingFilter, redact
+from histo_ssl.targets import check_configuration
 
 PACKAGE = Path(__file__).resolve().parent
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
@@ -29,6 +37,26 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaCon
 
 class JobFailedError(Exception):
     """A job of a sweep failed, and has said why; the jobs after it still run."""
+
+
+class GuardedLoader(ConfigLoaderImpl):
+    """Hydra's loader, through which every configuration passes before Hydra builds its own parts of it."""
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """The composed configuration, if it asks for nothing that only a person may ask for."""
+        cfg = super().load_configuration(
+            config_name, overrides, run_mode, from_shell, validate_sweep_overrides
+        )
+        plain: Any = OmegaConf.to_container(cfg, resolve=False)
+        check_configuration(plain, plain.pop("hydra"), overrides)
+        return cfg
 
 
 def conf_dir() -> Path:
@@ -43,6 +71,7 @@ def main() -> None:
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # lets Hydra raise, so that this file words the message
     with _one_sentence(wants_traceback=wants_traceback, also=(JobFailedError,)):
+        hydra._internal.hydra.ConfigLoaderImpl = GuardedLoader  # type: ignore[attr-defined] # it has no hook for that
         job = _one_sentence(wants_traceback=wants_traceback)(_job)  # else Hydra adds a line of its own
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
 
@@ -56,7 +85,7 @@ def _one_sentence(*, wants_traceback: bool, also: tuple[type[Exception], ...] = 
     except caught as error:
         if wants_traceback:
             raise
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(f"error: {redact(explain(error))}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
 
@@ -74,6 +103,8 @@ def _job(cfg: DictConfig) -> None:
         return
     # Threads that spin while they wait slow a step 3 to 10 times where a core is shared; read as torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RedactingFilter())
     from histo_ssl import plan, stages  # noqa: PLC0415 (torch and Lightning take seconds to import)
 
     choices = {str(group): str(choice) for group, choice in job.runtime.choices.items()}
@@ -92,7 +123,7 @@ def explain(error: BaseException) -> str:
         return _explain_key(error, cause)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_group(error)
-    return str(error) + _hint(error)
+    return (isinstance(error, OSError) and disk.sentence(error)) or str(error) + _hint(error)
 
 
 def _explain_key(error: BaseException, cause: OmegaConfBaseException) -> str:

@@ -7,6 +7,7 @@ data set `features` (N, D), a data set `coords` (N, 2) of the tiles' upper left 
 Letters: N tiles, D width of an embedding.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,13 +17,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_ssl.artifacts import atomic_path
+from histo_ssl.artifacts import write_bytes
+from histo_ssl.disk import REASONS
 
 Attributes = Mapping[str, str | int | float]
 Mask = NDArray[np.bool_]
 Texts = NDArray[np.str_]
 
 FEATURES, COORDS = "features", "coords"
+NOT_READABLE = "not an HDF5 file of embeddings; delete it and run the stage 'embed' again"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,9 +77,11 @@ def write_embeddings(
         ValueError: `features` and `coords` don't belong together, or an embedding is not finite.
     """
     _check(path, features, coords)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    stream = io.BytesIO()  # HDF5 on a full disk fails in ways of its own; a plain write says what is wrong
+    with h5py.File(stream, "w") as file:
         file.create_dataset(FEATURES, data=features.astype(np.float32, copy=False))
         file.create_dataset(COORDS, data=coords.astype(np.int64, copy=False)).attrs.update(attributes)
+    write_bytes(path, stream.getvalue())
 
 
 def read_embeddings(
@@ -93,8 +98,21 @@ def read_embeddings(
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of embeddings; run the stage 'embed' first")
+    try:
+        features, coords, attributes = _content(path)
+    except (OSError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno in REASONS:
+            raise  # the disk's fault
+        raise ValueError(f"{path}: {NOT_READABLE} ({' '.join(str(error).split())})") from error
+    _check(path, features, coords)
+    return features.astype(np.float32, copy=False), coords.astype(np.int64, copy=False), attributes
+
+
+def _content(
+    path: Path,
+) -> tuple[NDArray[np.generic], NDArray[np.generic], dict[str, str | int | float]]:
     if not h5py.is_hdf5(path):
-        raise ValueError(f"{path}: not an HDF5 file; delete it and run the stage 'embed' again")
+        raise ValueError(f"{path}: {NOT_READABLE}")
     with h5py.File(path, "r") as file:
         missing = {FEATURES, COORDS} - set(file)
         if missing:
@@ -103,10 +121,7 @@ def read_embeddings(
                 f"{path}: '{min(missing)}' is missing; embeddings have '{FEATURES}' and '{COORDS}', "
                 f"this file has {found}"
             )
-        features, coords = np.asarray(file[FEATURES]), np.asarray(file[COORDS])
-        attributes = _single_values(file[COORDS].attrs)
-    _check(path, features, coords)
-    return features.astype(np.float32, copy=False), coords.astype(np.int64, copy=False), attributes
+        return np.asarray(file[FEATURES]), np.asarray(file[COORDS]), _single_values(file[COORDS].attrs)
 
 
 def _single_values(stored: Mapping[str, object]) -> dict[str, str | int | float]:
@@ -116,6 +131,11 @@ def _single_values(stored: Mapping[str, object]) -> dict[str, str | int | float]
 
 def _check(path: Path, features: NDArray[np.generic], coords: NDArray[np.generic]) -> None:
     """Refuse what is not one finite row of numbers and one position per tile."""
+    if features.dtype.kind not in "fiu" or coords.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: features of type {features.dtype} and coords of type {coords.dtype}; "
+            "expected numbers and whole numbers"
+        )
     if features.ndim != 2 or coords.shape != (len(features), 2):
         raise ValueError(
             f"{path}: features {features.shape} and coords {coords.shape} don't belong together; "

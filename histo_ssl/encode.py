@@ -6,24 +6,27 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from histo_ssl.artifacts import atomic_path
+from histo_ssl.artifacts import fingerprint, write_bytes
 from histo_ssl.data.base import Part, TileSource
 from histo_ssl.data.datamodule import Batch, Loading, Tiles, as_it_is
 from histo_ssl.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from histo_ssl.progress import Progress
 
 MPP_TOLERANCE = 0.05  # a nominal 20x scan may be 0.504 um/px
-ARCHITECTURES = "histo_ssl."  # only our own code is ever imported at a card's word
+LONGEST_REASON = 200  # characters of another library's message
+ARCHITECTURES = "histo_ssl.backbones."  # nothing else is ever imported at a card's word
+TILES = "tiles"  # attribute of a file of embeddings: a hash of its tiles' names and places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,7 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()
     }
-    with atomic_path(path) as temporary:
-        save_file(weights, temporary, metadata={"card": json.dumps(asdict(encoder.card))})
+    write_bytes(path, save(weights, metadata={"card": json.dumps(asdict(encoder.card))}))
 
 
 def load_encoder(path: Path) -> Encoder:
@@ -102,19 +104,34 @@ def load_encoder(path: Path) -> Encoder:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such encoder")
     card = read_card(path)
-    backbone = _build(card.architecture)
-    backbone.load_state_dict(load_file(path))
+    backbone = _build(card.architecture, path=path)
+    try:
+        backbone.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise ValueError(f"{path}: its weights don't fit its card's architecture ({reason})") from error
     return Encoder(backbone.eval(), card)
 
 
 def read_card(path: Path) -> Card:
-    """The card in the metadata of an encoder's file."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+    """The card in the metadata of an encoder's file.
+
+    Raises:
+        ValueError: it is no safetensors file, or has no card that we can read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); make or fetch it again") from error
     if "card" not in metadata:
         raise ValueError(f"{path}: a safetensors file without an encoder's card; export it with histo_ssl")
-    values = json.loads(metadata["card"])
-    return Card(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    try:
+        values = json.loads(metadata["card"])
+        values["architecture"] = dict(values["architecture"])
+        return Card(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: its encoder's card can't be read ({error}); export it again") from error
 
 
 def embed_tiles(
@@ -134,14 +151,16 @@ def embed_tiles(
         How many tiles and files the folder holds afterwards.
     """
     encoder.check_scale(source.mpp, any_mpp=any_mpp)
-    missing = [part for part in source.parts() if not (folder / f"{part.name}.h5").exists()]
+    tiles = _tile_names(source)
+    missing = [part for part in source.parts() if not _is_embedded(part, folder, tiles)]
     coords = source.coords()
     features = _features(encoder, source, missing, batch_size=batch_size, loading=loading)
     for part, features_ND in features:
-        attributes = _attributes(encoder.card, source)
-        path = folder / f"{part.name}.h5"
         write_embeddings(
-            path, features=features_ND, coords=coords[part.start : part.stop], attributes=attributes
+            folder / f"{part.name}.h5",
+            features=features_ND,
+            coords=coords[part.start : part.stop],
+            attributes={**_attributes(encoder.card, source), TILES: tiles[part.name]},
         )
     return {"tiles": len(source), "files": len(source.parts())}
 
@@ -152,10 +171,11 @@ def load_embeddings(folder: Path, source: TileSource) -> EmbeddingSet:
     Raises:
         ValueError: a file holds other tiles than the source lists.
     """
-    table = source.table()
+    table, tiles = source.table(), _tile_names(source)
     read = [read_embeddings(folder / f"{part.name}.h5") for part in source.parts()]
     coords = np.concatenate([coords for _, coords, _ in read])
-    if not np.array_equal(coords, table[["x", "y"]].to_numpy()):
+    stated = {part.name: found.get(TILES) for part, (_, _, found) in zip(source.parts(), read, strict=True)}
+    if stated != tiles or not np.array_equal(coords, table[["x", "y"]].to_numpy()):
         raise ValueError(
             f"{folder}: the embeddings are of other tiles than the index lists; delete the folder"
         )
@@ -165,15 +185,43 @@ def load_embeddings(folder: Path, source: TileSource) -> EmbeddingSet:
     )
 
 
-def _build(architecture: Mapping[str, Any]) -> nn.Module:
-    """The backbone that a card names, with random weights."""
+def _build(architecture: Mapping[str, Any], *, path: Path) -> nn.Module:
+    """The backbone that a card names, with random weights; the card is a stranger's word.
+
+    A name counts by where its function lives: a module's own imports are within its reach, too.
+    """
     arguments = dict(architecture)
-    target = str(arguments.pop("_target_"))
-    if not target.startswith(ARCHITECTURES):
-        raise ValueError(f"an encoder's card asks for {target}: only architectures of histo_ssl are built")
+    target = str(arguments.pop("_target_", None))
     module, _, name = target.rpartition(".")
-    backbone: nn.Module = getattr(importlib.import_module(module), name)(**arguments)
+    refusal = f"{path}: its card asks for {target}: only architectures of {ARCHITECTURES[:-1]} are built"
+    if not target.startswith(ARCHITECTURES) or name.startswith("_"):
+        raise ValueError(refusal)
+    try:
+        function = getattr(importlib.import_module(module), name)
+        if not isinstance(function, FunctionType) or not function.__module__.startswith(ARCHITECTURES):
+            raise ValueError(refusal)
+        backbone = function(**arguments)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"{refusal} ({error})") from error
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(refusal)
     return backbone
+
+
+def _tile_names(source: TileSource) -> dict[str, str]:
+    """A hash of the tiles of each part: of their slides (or images) and places, in order."""
+    table = source.table()
+    names = [f"{slide} {x} {y}" for slide, x, y in zip(table["slide"], table["x"], table["y"], strict=True)]
+    return {part.name: fingerprint(names[part.start : part.stop]) for part in source.parts()}
+
+
+def _is_embedded(part: Part, folder: Path, tiles: Mapping[str, str]) -> bool:
+    """Whether an earlier start has left a whole file of this part's tiles."""
+    try:
+        _, _, attributes = read_embeddings(folder / f"{part.name}.h5")
+    except (FileNotFoundError, ValueError):
+        return False
+    return attributes.get(TILES) == tiles[part.name]
 
 
 def _features(

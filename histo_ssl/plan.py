@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from histo_ssl.artifacts import fingerprint
+from histo_ssl.changes import LISTING
 from histo_ssl.sizing import sized
 
 # Whole numbers of the configuration's top level, and the smallest that makes sense.
@@ -25,12 +26,35 @@ MOST = 2**32 - 1  # what random generators take as a seed
 START_METHODS = ("fork", "spawn", "forkserver")
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What a data set listed when the run began: its files, as far as results depend on them."""
+
+    content: Mapping[str, Any]
+    fingerprint: str  # of the content; "" where there is none to depend on
+
+    @property
+    def config(self) -> dict[str, str]:
+        """Its part in the configuration of a stage."""
+        return {LISTING: self.fingerprint} if self.fingerprint else {}
+
+
+def listed(content: Mapping[str, Any]) -> Listed:
+    """A listing with its fingerprint."""
+    return Listed(content, fingerprint(content) if content else "")
+
+
+NOTHING = listed({})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A composed configuration, and where on disk everything that it asks for belongs."""
 
     cfg: DictConfig
     choices: Mapping[str, str]  # group -> choice, such as "backbone" -> "vit_s"; names of folders
+    listing: Listed = NOTHING  # of the data; a folder's name depends on the files, not only on their place
+    task_listing: Listed = NOTHING  # of the task's data
 
     def group(self, path: str) -> Any:
         """A group of the configuration as plain, resolved values."""
@@ -66,12 +90,13 @@ class Plan:
     @property
     def tile_config(self) -> dict[str, Any]:
         """What the tiles for pretraining depend on."""
-        return {"data": self.group("data"), "tiling": self.group("tiling")}
+        return {"data": self.group("data"), "tiling": self.group("tiling"), **self.listing.config}
 
     @property
     def task_tile_config(self) -> dict[str, Any]:
         """What the tiles of the task depend on; the same tiles where the task takes the run's own data."""
-        return {"data": self.group("task.data"), "tiling": self.group("task.tiling")}
+        groups = {name: self.group(f"task.{name}") for name in ("data", "tiling")}
+        return {**groups, **self.task_listing.config}
 
     @property
     def pretrain_config(self) -> dict[str, Any]:
@@ -99,6 +124,12 @@ class Plan:
         """Folder of the encoder."""
         names = [self.choices[group] for group in ("method", "backbone", "data")]
         return self.runs_dir / "pretrain" / "-".join([*names, self.encoder_fingerprint])
+
+    @property
+    def result_config(self) -> dict[str, Any]:
+        """What the scores depend on."""
+        inputs = {"encoder": self.encoder_fingerprint, **self.task_listing.config}
+        return {**self.group("task"), **inputs}
 
     @property
     def result_folder(self) -> Path:

@@ -18,16 +18,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from histo_ssl import artifacts
-from histo_ssl.artifacts import Counts, atomic_path, fingerprint, write_json
+from histo_ssl.artifacts import Counts, fingerprint, write_image, write_json, write_text
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import Loading, TileDataModule
 from histo_ssl.data.sources import open_source
 from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder, save_encoder
 from histo_ssl.methods.base import SSLMethod
-from histo_ssl.plan import Plan
+from histo_ssl.plan import Listed, Plan
+from histo_ssl.preflight import prepared
 from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
-from histo_ssl.signatures import check_types
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.floors import ColorStatistics
 from histo_ssl.training import Recording, check_takes_tiles, precision_for, train
@@ -49,10 +49,7 @@ def run(plan: Plan) -> None:
     unknown = [name for name in plan.cfg.stages if name not in STAGES]
     if unknown:
         raise ValueError(f"stages={unknown}: no such stage; the stages are {', '.join(STAGES)}")
-    plan.check()
-    for group in ("data", "tiling", "views", "backbone", "task"):
-        check_types(plan.group(group), group)
-    check_types(plan.method(n_tiles=0)[0], "method")
+    plan = prepared(plan)
     if getattr(rank_zero_only, "rank", 0):  # set by Lightning at import, from the launcher's variables
         _join_pretraining(plan)
         return
@@ -62,9 +59,13 @@ def run(plan: Plan) -> None:
 
 def tile(plan: Plan) -> None:
     """Cut the slides of the run and of its task, or list their images."""
-    wanted = {plan.tile_folder: plan.tile_config, plan.task_tile_folder: plan.task_tile_config}
-    for folder, config in wanted.items():
-        artifacts.complete(folder, build=partial(_tile, plan, config), label="tile", config=config)
+    wanted = {
+        plan.tile_folder: (plan.tile_config, plan.listing),
+        plan.task_tile_folder: (plan.task_tile_config, plan.task_listing),
+    }
+    for folder, (config, listing) in wanted.items():
+        build = partial(_tile, plan, config, listing)
+        artifacts.complete(folder, build=build, label="tile", config=config, listing=listing.content)
 
 
 def pretrain(plan: Plan) -> None:
@@ -86,7 +87,7 @@ def embed(plan: Plan) -> None:
 
 def evaluate(plan: Plan) -> None:
     """Score the embeddings by the task's protocol, and those of the floors; new scores go to the logger."""
-    config, folder = plan.group("task"), plan.result_folder
+    config, folder = plan.result_config, plan.result_folder
     is_new = not artifacts.is_done(folder)
     artifacts.complete(folder, build=partial(_evaluate, plan), label="evaluate", config=config)
     if is_new and plan.choices["logger"] != "none":
@@ -111,8 +112,10 @@ STAGES: Mapping[str, Callable[[Plan], None]] = {
 }
 
 
-def _tile(plan: Plan, config: Mapping[str, Any], folder: Path) -> Counts:
+def _tile(plan: Plan, config: Mapping[str, Any], listing: Listed, folder: Path) -> Counts:
     data = instantiate(config["data"])
+    if data.listing() != listing.content:
+        raise ValueError(f"{folder}: the data's files changed since this run began; give the command again")
     tiling = instantiate(config["tiling"])
     home, n_processes = plan.runs_dir / "data", plan.cfg.n_processes
     return cast(Counts, data.tile(tiling, folder=folder, home=home, n_processes=n_processes))
@@ -195,8 +198,7 @@ def write_sheet(data: TileDataModule, path: Path) -> None:
     rows = data.rows[:: max(1, len(data.rows) // N_SHEET_TILES)][:N_SHEET_TILES]
     tiles = torch.from_numpy(np.stack([data.source.read(int(row)) for row in rows])).permute(0, 3, 1, 2)
     sheet = contact_sheet(data.views, tiles, ids=torch.from_numpy(rows), epoch=0, seed=data.seed)
-    with atomic_path(path) as temporary:
-        Image.fromarray(np.asarray(sheet)).save(temporary, format="png")
+    write_image(path, Image.fromarray(np.asarray(sheet)))
 
 
 def _architecture(plan: Plan) -> dict[str, Any]:
@@ -258,8 +260,7 @@ def _evaluate(plan: Plan, folder: Path) -> Counts:
         results[subject] = protocol.evaluate(load_embeddings(embeddings, source), subject=subject)
     write_json(folder / "results.json", _summary(plan, results))
     tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
-    with atomic_path(folder / "predictions.csv") as temporary:
-        pd.concat(tables).to_csv(temporary, index=False)
+    write_text(folder / "predictions.csv", pd.concat(tables).to_csv(index=False))
     return {"scores": sum(len(result.scores) for result in results.values())}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from histo_ssl import artifacts
+from histo_ssl.provenance import provenance
 
 
 def _write_hello(folder: Path) -> dict[str, int]:
@@ -110,7 +111,7 @@ def test_of_four_processes_that_start_at_once_one_builds(tmp_path: Path) -> None
 
 def test_provenance_names_versions_and_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "secret-123")
-    made = artifacts.provenance({"a": 1}, started=0.0)
+    made = provenance({"a": 1}, started=0.0)
     assert {"python", "torch", "lightning"} <= made["versions"].keys()
     assert made["started"].startswith(("1970-01-01", "1969-12-31"))
     assert "secret-123" not in json.dumps(made)

@@ -6,6 +6,7 @@ values, such as `{"1": "stroma"}`.
 Letters: h, w size of the raster in its own pixels; N tiles; C classes.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ def read_classes(folder: Path) -> dict[int, str]:
     return {
         int(value): str(name) for value, name in sorted(read_json(path).items(), key=lambda row: int(row[0]))
     }
+
+
+def raster_sizes(folder: Path, slide_ids: Iterable[str]) -> dict[str, int]:
+    """Size in bytes of the rasters that there are, by slide."""
+    paths = {slide_id: folder / f"{slide_id}.png" for slide_id in slide_ids}
+    return {slide_id: path.stat().st_size for slide_id, path in paths.items() if path.is_file()}
 
 
 def read_raster(path: Path) -> NDArray[np.uint8]:

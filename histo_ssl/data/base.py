@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,13 @@ class TileSource(Protocol):
 
 class DataSet(Protocol):
     """Slides or images on a disk, or yet to be drawn."""
+
+    def listing(self) -> dict[str, Any]:
+        """What is there, as far as tiles depend on it, quickly: a noun -> names -> what is known of each.
+
+        Part of the fingerprint of everything made of these data; so neither times (a copy is the same data)
+        nor the place of the files. Empty where the configuration says it all.
+        """
 
     def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:
         """Write the list of all tiles into `folder`; what was counted comes back.

@@ -4,13 +4,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from histo_ssl.artifacts import atomic_path, write_json
+from histo_ssl.artifacts import write_json, write_text
 from histo_ssl.data.base import HELD_OUT, SOURCE, SPLITS, STATUS, Part, check_failures, named_splits
 from histo_ssl.slides.grid import Tiling
 
@@ -30,6 +31,14 @@ class ImageData:
     max_tiles: int | None
     max_failed: float
     seed: int
+
+    def listing(self) -> dict[str, Any]:
+        """The CSV's rows, or the paths below `root`; not the sizes of what may be a million small files."""
+        if self.csv:
+            rows = _read_csv(Path(self.csv)).to_dict("records")
+            return {"images": {str(row.pop("path")): row for row in rows}}
+        folder = self._root()
+        return {"images": {path.relative_to(folder).as_posix(): {} for path in _images_below(folder)}}
 
     def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:  # noqa: ARG002
         """Write `images.csv`, `status.csv` and `source.json`; headers are read, not pixels."""
@@ -53,18 +62,18 @@ class ImageData:
 
     def _listed(self) -> pd.DataFrame:
         """Images sorted by absolute path, with label, split and group; a seeded draw of `max_tiles`."""
-        if self.csv:
-            images = _from_csv(Path(self.csv))
-        elif self.root:
-            images = _from_folder(Path(self.root))
-        else:
-            raise ValueError("data=images needs data.root=<folder> or data.csv=<file with a column 'path'>")
+        images = _from_csv(Path(self.csv)) if self.csv else _from_folder(self._root())
         images = images.sort_values("path", ignore_index=True)
         if self.group_pattern:
             images["group"] = [_group(self.group_pattern, path) for path in images["path"]]
         if self.max_tiles and len(images) > self.max_tiles:
             images = images.sample(n=self.max_tiles, random_state=self.seed).sort_index(ignore_index=True)
         return images
+
+    def _root(self) -> Path:
+        if not self.root:
+            raise ValueError("data=images needs data.root=<folder> or data.csv=<file with a column 'path'>")
+        return Path(self.root)
 
 
 class ImageTiles:
@@ -122,11 +131,7 @@ class ImageTiles:
 
 def _from_folder(root: Path) -> pd.DataFrame:
     """Images below `root`: `<class>/x.png`, `<split>/<class>/x.png`, or `x.png` without a label."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"data.root={root}: no such folder")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"data.root={root}: no image in it; looked for {', '.join(SUFFIXES)}")
+    paths = _images_below(root)
     rows = [_place(path.relative_to(root).parts[:-1]) for path in paths]
     return pd.DataFrame(
         {
@@ -136,6 +141,15 @@ def _from_folder(root: Path) -> pd.DataFrame:
             "group": "",
         }
     )
+
+
+def _images_below(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root={root}: no such folder")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"data.root={root}: no image in it; looked for {', '.join(SUFFIXES)}")
+    return paths
 
 
 def _place(folders: tuple[str, ...]) -> tuple[str, str]:
@@ -150,7 +164,14 @@ def _place(folders: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _from_csv(csv: Path) -> pd.DataFrame:
-    """Images that a CSV lists: `path` relative to its own folder; label, split and group if given."""
+    """Images that a CSV lists, their paths taken from its own folder."""
+    rows = _read_csv(csv)
+    rows["path"] = [str((csv.parent / path).resolve()) for path in rows["path"]]
+    return rows
+
+
+def _read_csv(csv: Path) -> pd.DataFrame:
+    """Rows of a CSV of images: its `path` as it stands there; label, split and group, "" if not given."""
     if not csv.is_file():
         raise FileNotFoundError(f"data.csv={csv}: no such file")
     rows = pd.read_csv(csv, dtype=str, keep_default_na=False)
@@ -160,7 +181,6 @@ def _from_csv(csv: Path) -> pd.DataFrame:
         )
     rows = rows.reindex(columns=list(COLUMNS), fill_value="")
     rows["split"] = named_splits(rows["split"], source=f"data.csv={csv}")
-    rows["path"] = [str((csv.parent / path).resolve()) for path in rows["path"]]
     return rows
 
 
@@ -208,5 +228,4 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(path, table.to_csv(index=False))

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pandas as pd
 
 from histo_ssl.data.base import named_splits
+from histo_ssl.redaction import redact, refuse_credentials
 
 COLUMNS = ("slide_id", "path", "patient_id", "site", "label", "split")
 NEEDED = ("slide_id", "path")
@@ -39,7 +41,10 @@ def slide_list(*, root: str | None, manifest: str | None) -> pd.DataFrame:
             f"data.root={root}, data.manifest={manifest}: give one of them, a folder (or glob) or a CSV"
         )
     source = manifest or root or ""
+    refuse_credentials(source, where="data.manifest" if manifest else "data.root")
     slides = _from_csv(source) if manifest or source.endswith(".csv") else _from_folder(source)
+    for path in slides["path"]:
+        refuse_credentials(str(path), where=redact(source))
     slides = _completed(slides)
     slides["split"] = named_splits(slides["split"], source=source)
     _check(slides, source)
@@ -75,6 +80,26 @@ def stated_mpp(slides: pd.DataFrame, override: float | str | None) -> tuple[list
         for slide_id, mpp in zip(ids, table["mpp"], strict=True)
     }
     return [known.get(slide_id) for slide_id in slides["slide_id"]], None
+
+
+def slide_listing(slides: pd.DataFrame, *, mpps: Sequence[float | None]) -> dict[str, dict[str, Any]]:
+    """What is known of each slide of a list, by its id: all but its place, and its file's size.
+
+    Args:
+        slides: of `slide_list`.
+        mpps: of `stated_mpp`, what a CSV says of each slide.
+
+    Returns:
+        Such as `{"a": {"bytes": 1234, "label": "IDC"}}`; no size of a file at an address, which would cost a
+        request for each slide whenever a command starts.
+    """
+    rows = [{str(name): value for name, value in row.items() if value} for row in slides.to_dict("records")]
+    found = {}
+    for row, mpp in zip(rows, mpps, strict=True):
+        slide_id, path = str(row.pop("slide_id")), str(row.pop("path"))
+        size = {} if is_remote(path) else {"bytes": Path(path).stat().st_size}
+        found[slide_id] = {**size, **row, **({"mpp": mpp} if mpp else {})}
+    return found
 
 
 def is_remote(path: str) -> bool:

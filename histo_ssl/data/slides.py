@@ -1,16 +1,18 @@
 """Tiles that are cut from slides, straight from the slide file."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histo_ssl.artifacts import atomic_path, write_json
-from histo_ssl.data.annotations import UNLABELLED, read_classes, read_raster, tile_classes
+from histo_ssl.artifacts import write_bytes, write_json
+from histo_ssl.data.annotations import UNLABELLED, raster_sizes, read_classes, read_raster, tile_classes
 from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
-from histo_ssl.data.manifest import is_remote, slide_list, stated_mpp
+from histo_ssl.data.manifest import is_remote, slide_list, slide_listing, stated_mpp
 from histo_ssl.slides.grid import TileSpec, Tiling
 from histo_ssl.slides.index import TileIndex
 from histo_ssl.slides.reader import Slide
@@ -30,6 +32,18 @@ class SlideData:
     max_failed: float
     annotations: str | None
     min_label_share: float
+
+    def listing(self) -> dict[str, Any]:
+        """The slides with their sizes, what manifest and CSV say of them, and their label rasters."""
+        slides = slide_list(root=self.root, manifest=self.manifest)
+        mpps, _ = stated_mpp(slides, self.mpp_override)
+        listed: dict[str, Any] = {"slides": slide_listing(slides, mpps=mpps)}
+        if self.annotations:
+            rasters = Path(self.annotations)
+            sizes = raster_sizes(rasters, slides["slide_id"])
+            listed["annotations"] = {slide_id: {"bytes": size} for slide_id, size in sizes.items()}
+            listed["classes"] = {str(value): name for value, name in read_classes(rasters).items()}
+        return listed
 
     def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:  # noqa: ARG002
         """Write the index of all tiles, `status.csv`, an overlay per slide, and labels where there are any.
@@ -78,8 +92,9 @@ class SlideData:
                     size_level0=(row["width_px"], row["height_px"]),
                     min_share=self.min_label_share,
                 )
-        with atomic_path(folder / LABELS) as temporary, temporary.open("wb") as file:
-            np.save(file, labels)
+        stream = io.BytesIO()
+        np.save(stream, labels)
+        write_bytes(folder / LABELS, stream.getvalue())
         return list(names.values())
 
 
@@ -94,7 +109,7 @@ class SlideTiles:
             size_px=TilePx(tile_px), mpp=MicronsPerPx(mpp), stride_px=TilePx(stride_px), min_tissue=0.0
         )
         self._classes = np.array([*classes, ""])  # UNLABELLED is the last
-        self._labels = np.load(folder / LABELS, mmap_mode="r") if classes else None
+        self._labels = np.load(folder / LABELS, mmap_mode="r", allow_pickle=False) if classes else None
         slides = self.index.slides
         self._slides = [Slide(path, mpp=mpp) for path, mpp in zip(slides["path"], slides["mpp"], strict=True)]
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,6 +95,10 @@ class SyntheticSlides:
             )
         if not 0 <= self.test_share < 1:
             raise ValueError(f"data.test_share={self.test_share}: must be 0 or more and below 1")
+
+    def listing(self) -> dict[str, Any]:
+        """Nothing: the values above determine every byte."""
+        return {}
 
     def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:
         """Draw the slides, unless they were drawn before, and write their tile index into `folder`."""
@@ -185,9 +190,11 @@ def write_slide(case: Case, *, folder: Path, data: SyntheticSlides) -> int:
     if ink is not None:  # what lies under the pen can't be seen, so nothing is claimed of it
         labels = np.where(resized(ink, labels.shape) < UNDER_PEN, labels, np.uint8(Tissue.GLASS))
         nuclei = nuclei & (ink < UNDER_PEN)
-    write_pyramid(folder / SLIDES / f"{case.slide_id}.tif", rgb, mpp=data.mpp, jpeg_quality=data.jpeg_quality)
-    Image.fromarray(labels).save(folder / ANNOTATIONS / f"{case.slide_id}.png")
-    Image.fromarray(nuclei.astype(np.uint8) * 255).save(folder / NUCLEI / f"{case.slide_id}.png")
+    with artifacts.atomic_path(folder / SLIDES / f"{case.slide_id}.tif") as path:
+        write_pyramid(path, rgb, mpp=data.mpp, jpeg_quality=data.jpeg_quality)
+    pictures = {ANNOTATIONS: labels, NUCLEI: nuclei.astype(np.uint8) * 255}
+    for name, pixels in pictures.items():
+        artifacts.write_image(folder / name / f"{case.slide_id}.png", Image.fromarray(pixels))
     return int(nuclei.sum())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from histo_ssl.artifacts import write_text
+from histo_ssl.artifacts import exclusive, sweep, write_text
 from histo_ssl.report import scores
 from histo_ssl.report.plots import Picture
 from histo_ssl.report.runs import read_runs, read_tile_sets
@@ -19,6 +19,8 @@ MARKDOWN_SPECIALS = str.maketrans({c: f"\\{c}" for c in "\\`*[]|"} | {"\n": " ",
 
 def build_report(runs_dir: Path) -> Path:
     """Write `report/index.html`, `report.md` and `report.csv` from what is finished under `runs_dir`.
+
+    Each file is whole at any moment; the page comes last.
 
     Returns:
         The page, `<runs_dir>/report/index.html`.
@@ -38,9 +40,11 @@ def build_report(runs_dir: Path) -> Path:
     }
     templates = _templates()
     report = runs_dir / "report"
-    write_text(report / "report.csv", csv_text(runs))
-    write_text(report / "report.md", templates.get_template("report.md.j2").render(content))
-    write_text(report / "index.html", templates.get_template("page.html.j2").render(content))
+    with exclusive(report, label="report"):
+        sweep(report)
+        write_text(report / "report.csv", csv_text(runs))
+        write_text(report / "report.md", templates.get_template("report.md.j2").render(content))
+        write_text(report / "index.html", templates.get_template("page.html.j2").render(content))
     return report / "index.html"
 
 

@@ -62,7 +62,7 @@ class Run:
     def tile_config(self) -> dict[str, Any]:
         """The part of its configuration that made the tiles it was trained on."""
         config = self.provenance.get("config") or {}
-        return {name: config[name] for name in ("data", "tiling") if name in config}
+        return {name: config[name] for name in ("data", "tiling", "listing") if name in config}
 
     @property
     def title(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histo_ssl.artifacts import atomic_path
+from histo_ssl.artifacts import atomic_path, write_text
 
 INDEX = "index.npy"
 STATUS = "status.csv"
@@ -35,7 +35,7 @@ class TileIndex:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.slides = read_status(folder)
-        self.tiles: NDArray[Any] = np.load(folder / INDEX, mmap_mode="r")
+        self.tiles: NDArray[Any] = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
         # Tiles of slide i are offsets[i] to offsets[i + 1].
         self.offsets = np.concatenate([[0], self.slides["n_tiles"].cumsum()]).astype(np.int64)
         if self.offsets[-1] != len(self.tiles):
@@ -66,17 +66,20 @@ def write_index(folder: Path, *, status: pd.DataFrame, xy_level0: Sequence[NDArr
         xy_level0: for each slide the (N, 2) left and top edges of its tiles, level-0 px.
     """
     n_tiles = sum(map(len, xy_level0))
-    with atomic_path(folder / INDEX) as temporary:
-        tiles = np.lib.format.open_memmap(temporary, mode="w+", dtype=TILE, shape=(n_tiles,))
-        end = 0
+    header = {"descr": np.lib.format.dtype_to_descr(TILE), "fortran_order": False, "shape": (n_tiles,)}
+    # Written, not memory-mapped: on a full disk a write fails, where a mapped page kills the process.
+    with atomic_path(folder / INDEX) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for i, xy in enumerate(xy_level0):
-            start, end = end, end + len(xy)
-            tiles["slide"][start:end] = i
-            tiles["x"][start:end], tiles["y"][start:end] = xy.T
-        tiles.flush()
-    with atomic_path(folder / STATUS) as temporary:
-        status.to_csv(temporary, index=False)
+            file.write(_rows(i, xy).tobytes())
+    write_text(folder / STATUS, status.to_csv(index=False))
     return TileIndex(folder)
+
+
+def _rows(slide: int, xy_level0: NDArray[np.int32]) -> NDArray[Any]:
+    rows = np.empty(len(xy_level0), TILE)
+    rows["slide"], rows["x"], rows["y"] = slide, xy_level0[:, 0], xy_level0[:, 1]
+    return rows
 
 
 def read_status(folder: Path) -> pd.DataFrame:

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histo_ssl.artifacts import atomic_path
+from histo_ssl.artifacts import write_image
+from histo_ssl.disk import NotWrittenError
 from histo_ssl.progress import Progress
 from histo_ssl.slides.grid import Tiling, tile_grid
 from histo_ssl.slides.index import TileIndex, write_index
@@ -65,6 +66,7 @@ def survey_slides(
         ValueError: `tiling` is not for slides.
     """
     tiling.spec  # noqa: B018  # refuses what no slide can be cut by, before the first is opened
+    (folder / OVERLAYS).mkdir(parents=True, exist_ok=True)
     rows = [{str(name): str(value) for name, value in row.items()} for row in slides.to_dict("records")]
     work = partial(survey, mpp_if_unknown=mpp_if_unknown, tiling=tiling, overlays=folder / OVERLAYS)
     found: list[Mapping[str, str | int | float]] = []
@@ -114,6 +116,8 @@ def survey(
         tiles = tile_grid(mask_hw, tiling.spec, size_level0=slide.size_level0, slide_mpp=slide.mpp)
         _draw(slide, thumbnail, mask_hw, tiles, tiling=tiling, path=overlays / f"{row['slide_id']}.png")
         xy_level0, reason = tiles, _shortcoming(mask_hw, tiles, tiling)
+    except NotWrittenError:  # the disk's fault, not the slide's
+        raise
     except (MemoryError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     seconds = round(time.perf_counter() - started, 3)
@@ -166,8 +170,7 @@ def _draw(
         thumbnail = slide.thumbnail(max(slide.size_level0) * slide.mpp / LONG_SIDE_PX)
     side = tiling.spec.side_level0(slide.mpp)
     picture = overlay(thumbnail, mask_hw, xy_level0, side_level0=side, size_level0=slide.size_level0)
-    with atomic_path(path) as temporary:
-        picture.save(temporary)
+    write_image(path, picture)
 
 
 @contextmanager

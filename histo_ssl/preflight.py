@@ -1,0 +1,51 @@
+"""What is looked at before the first stage: the configuration's names and values, the files of its data."""
+
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+
+from histo_ssl.plan import Listed, Plan, listed
+from histo_ssl.signatures import check_types
+from histo_ssl.targets import KEY, check_targets
+
+TYPED = ("data", "tiling", "views", "backbone", "task")
+# Rank 0 hands what it listed to the ranks that it starts: hours later the same folder may hold more files.
+HANDED = "HISTO_SSL_LISTINGS"
+READERS = {"tile", "pretrain", "embed", "evaluate"}  # stages whose folders depend on what the data list
+
+
+def prepared(plan: Plan) -> Plan:
+    """The plan, its configuration checked, with what its data sets list.
+
+    Raises:
+        ValueError: a value is of the wrong kind, or a `_target_` may not be named.
+        FileNotFoundError: the data are not there.
+    """
+    plan.check()
+    for group in plan.cfg:
+        check_targets(plan.group(str(group)), str(group), more=plan.group(KEY) or ())
+    for group in TYPED:
+        check_types(plan.group(group), group)
+    check_types(plan.method(n_tiles=0)[0], "method")
+    return _listed(plan) if READERS & set(plan.cfg.stages) else plan
+
+
+def _listed(plan: Plan) -> Plan:
+    handed = os.environ.get(HANDED)
+    is_first = not getattr(rank_zero_only, "rank", 0)
+    if handed and not is_first:
+        first, second = (Listed({}, digits) for digits in json.loads(handed))
+        return replace(plan, listing=first, task_listing=second)
+    data, task_data = plan.group("data"), plan.group("task.data")
+    listing = _listing(data)
+    task_listing = listing if task_data == data else _listing(task_data)
+    os.environ[HANDED] = json.dumps([listing.fingerprint, task_listing.fingerprint])
+    return replace(plan, listing=listing, task_listing=task_listing)
+
+
+def _listing(config: Any) -> Listed:
+    return listed(instantiate(config).listing())

@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -25,6 +25,18 @@ Mask = NDArray[np.bool_]
 Texts = NDArray[np.str_]
 
 FEATURES, COORDS = "features", "coords"
+# What h5py raises where bytes are not what they should be.
+HDF5_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+MAX_EXPANSION = 1100  # deflate, which other programs may use, reaches 1,032 to 1
 NOT_READABLE = "not an HDF5 file of embeddings; delete it and run the stage 'embed' again"
 
 
@@ -99,29 +111,33 @@ def read_embeddings(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of embeddings; run the stage 'embed' first")
     try:
-        features, coords, attributes = _content(path)
-    except (OSError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        content, attributes = _content(path)
+    except HDF5_ERRORS as error:
         if isinstance(error, OSError) and error.errno in REASONS:
             raise  # the disk's fault
         raise ValueError(f"{path}: {NOT_READABLE} ({' '.join(str(error).split())})") from error
+    missing = {FEATURES, COORDS} - set(content)
+    if missing:
+        found = ", ".join(sorted(content)) or "nothing"
+        raise ValueError(
+            f"{path}: '{min(missing)}' is missing; embeddings have '{FEATURES}' and '{COORDS}', "
+            f"this file has {found}"
+        )
+    features, coords = content[FEATURES], content[COORDS]
     _check(path, features, coords)
     return features.astype(np.float32, copy=False), coords.astype(np.int64, copy=False), attributes
 
 
-def _content(
-    path: Path,
-) -> tuple[NDArray[np.generic], NDArray[np.generic], dict[str, str | int | float]]:
-    if not h5py.is_hdf5(path):
-        raise ValueError(f"{path}: {NOT_READABLE}")
+def _content(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str | int | float]]:
+    """Every data set of a file by its name, the two that we know with their content, and the attributes."""
     with h5py.File(path, "r") as file:
-        missing = {FEATURES, COORDS} - set(file)
-        if missing:
-            found = ", ".join(sorted(file)) or "nothing"
-            raise ValueError(
-                f"{path}: '{min(missing)}' is missing; embeddings have '{FEATURES}' and '{COORDS}', "
-                f"this file has {found}"
-            )
-        return np.asarray(file[FEATURES]), np.asarray(file[COORDS]), _single_values(file[COORDS].attrs)
+        content = {str(name): np.zeros(0) for name in file}
+        known = {FEATURES, COORDS} & set(content)
+        n_bytes = sum(file[name].nbytes for name in known)
+        if n_bytes > MAX_EXPANSION * path.stat().st_size:
+            raise ValueError(f"it says that it holds {n_bytes:,} bytes")
+        content |= {name: np.asarray(file[name]) for name in known}
+        return content, _single_values(file[COORDS].attrs) if COORDS in known else {}
 
 
 def _single_values(stored: Mapping[str, object]) -> dict[str, str | int | float]:

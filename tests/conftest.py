@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from hydra.utils import instantiate
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from omegaconf import open_dict
 from PIL import Image
@@ -20,6 +21,12 @@ from histo_ssl.data.sources import open_source
 from histo_ssl.plan import Plan
 from histo_ssl.slides.grid import Tiling
 from histo_ssl.views.compose import Views
+
+# The same examples in every run, however slow the machine is at the moment.
+settings.register_profile(
+    "house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("house")
 
 Pixels = NDArray[np.uint8]
 WriteSlide = Callable[..., str]

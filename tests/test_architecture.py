@@ -1,6 +1,7 @@
 """Who may import whom: the picture in docs/design.md, kept true."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,39 @@ def _body_lines(function: ast.FunctionDef) -> int:
     n_docstring = docstring.count("\n") + 1 if docstring else 0
     assert function.end_lineno is not None
     return function.end_lineno - function.lineno + 1 - n_docstring
+
+
+# A call whose module and name are these would run a stranger's code; no argument makes it safe.
+FORBIDDEN = {
+    *{f"pickle.{name}" for name in ("load", "loads", "Unpickler")},
+    *{f"{module}.load" for module in ("marshal", "dill", "cloudpickle", "joblib", "yaml")},
+    *{"shelve.open", "pd.read_pickle", "pd.read_hdf", "os.system", "os.popen", "eval", "exec"},
+    *{"torch.hub.load", "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive"},
+}
+# Calls that must say that they don't unpickle.
+WITHOUT_PICKLE = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+
+
+def _calls(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            constants = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+            yield ast.unparse(node.func), {str(name): value for name, value in constants.items()}
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_nothing_unpickles_unpacks_or_evaluates_what_a_stranger_wrote(path: Path) -> None:
+    for name, constants in _calls(path):
+        assert name not in FORBIDDEN, name
+        assert constants.get("shell") is not True, name
+        key, value = WITHOUT_PICKLE.get(name, ("", None))
+        assert constants.get(key) is value, f"{name} without {key}={value}"
+
+
+def test_every_template_escapes_what_it_is_given() -> None:
+    (settings,) = [
+        words for name, words in _calls(PACKAGE / "report" / "html.py") if name == "jinja2.Environment"
+    ]
+    assert settings["autoescape"] is True
+    for path in (PACKAGE / "report" / "templates").iterdir():
+        assert not re.search(r"\|\s*safe|autoescape|Markup", path.read_text()), path.name

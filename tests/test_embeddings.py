@@ -5,6 +5,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from histo_ssl.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 
@@ -107,3 +109,54 @@ def test_a_subset_keeps_every_field_of_the_same_tiles() -> None:
 def test_fields_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="4 features, 4 coords, 3 slide"):
         _set(slide=["S1", "S1", "S1"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "S1.h5"
+    write_embeddings(path, features=FEATURES, coords=COORDS, attributes=ATTRIBUTES)
+    return path
+
+
+def test_a_file_with_other_bytes_gives_numbers_of_the_right_kind_or_a_sentence(
+    whole: Path, tmp_path: Path
+) -> None:
+    refusals: list[str] = []
+
+    @settings(max_examples=1000)
+    @given(data=st.data())
+    def read(data: st.DataObject) -> None:
+        _read_mutant(tmp_path / "mutant.h5", whole=whole.read_bytes(), data=data, refusals=refusals)
+
+    read()
+    assert [text for text in refusals if not text.startswith(str(tmp_path / "mutant.h5"))] == []
+    assert len(refusals) > 100
+
+
+def _read_mutant(path: Path, *, whole: bytes, data: st.DataObject, refusals: list[str]) -> None:
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    try:
+        features, coords, attributes = read_embeddings(path)
+    except ValueError as error:
+        refusals.append(str(error))
+        return
+    assert features.shape == (len(coords), features.shape[1])
+    assert (features.dtype, coords.dtype, coords.shape[1]) == (np.float32, np.int64, 2)
+    assert np.isfinite(features).all()
+    assert all(isinstance(value, str | int | float) for value in attributes.values())
+
+
+def test_a_file_with_text_in_the_place_of_numbers_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "S1.h5", "w") as file:
+        file["features"] = np.array([[b"a"], [b"b"]])
+        file["coords"] = COORDS[:2]
+    with pytest.raises(ValueError, match=r"S1\.h5: features of type .* expected numbers"):
+        read_embeddings(tmp_path / "S1.h5")
+
+
+def test_the_same_embeddings_are_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "S2.h5", features=FEATURES, coords=COORDS, attributes=ATTRIBUTES)
+    assert (tmp_path / "S2.h5").read_bytes() == whole.read_bytes()

@@ -1,6 +1,7 @@
 """An encoder carries what one must know of it, and its embeddings are those of a plain forward pass."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,11 +75,57 @@ def test_an_encoder_refuses_tiles_of_another_scale_unless_told(encoder: Encoder)
         encoder.check_scale(1.0, any_mpp=False)
 
 
-def test_a_card_can_name_only_our_own_architectures(encoder: Encoder, tmp_path: Path) -> None:
-    card = {**vars(encoder.card), "architecture": {"_target_": "os.system", "command": "true"}}
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"_target_": "os.system", "command": "touch pwned"},
+        {"_target_": "histo_ssl.artifacts.os.system", "command": "touch pwned"},
+        {"_target_": "histo_ssl.backbones.timm.timm.create_model", "model_name": "resnet18"},
+        {"_target_": "histo_ssl.backbones.timm.check_name", "name": "resnet18"},  # builds nothing
+        {"_target_": "histo_ssl.backbones.timm._create", "name": "resnet18", "drop_path": 0.0},
+        {"_target_": "histo_ssl.backbones.nothing.here"},
+        {"_target_": "histo_ssl.backbones.timm.timm_backbone", "weights": "https://evil"},
+        {"_target_": "histo_ssl.backbonesx.y"},
+        {"_target_": None},
+        {},
+    ],
+)
+def test_a_card_can_name_only_our_own_architectures(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.safetensors"
+    card = {**vars(encoder.card), "architecture": architecture}
     save_file({"x": torch.zeros(1)}, path, metadata={"card": json.dumps(card)})
-    with pytest.raises(ValueError, match=r"asks for os\.system: only architectures of histo_ssl"):
+    with pytest.raises(ValueError, match=r"evil\.safetensors: its card asks for .*: only architectures of"):
+        load_encoder(path)
+    assert [found.name for found in tmp_path.iterdir()] == ["evil.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "card", ["no json", "[]", "{}", '{"mean": 1}', "null", '{"mean":[],"std":[],"architecture":3}']
+)
+def test_a_card_of_garbage_is_refused(tmp_path: Path, card: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", metadata={"card": card})
+    with pytest.raises(ValueError, match=r"x\.safetensors: its encoder's card can't be read"):
+        load_encoder(tmp_path / "x.safetensors")
+
+
+def test_weights_of_another_architecture_and_a_torn_file_are_refused(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={"card": json.dumps(vars(encoder.card))})
+    with pytest.raises(ValueError, match=r"x\.safetensors: its weights don't fit its card's architecture"):
+        load_encoder(path)
+    save_encoder(path, encoder)
+    whole = path.read_bytes()
+    for n_bytes in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:n_bytes])
+        with pytest.raises(ValueError, match=r"x\.safetensors: not a whole safetensors file"):
+            load_encoder(path)
+    path.write_bytes(pickle.dumps({"x": 1}))
+    with pytest.raises(ValueError, match=r"x\.safetensors: not a whole safetensors file"):
         load_encoder(path)
 
 
@@ -116,3 +163,31 @@ def test_embedding_goes_on_where_it_stopped(
     after = {name: (tmp_path / f"{name}.h5").stat().st_mtime_ns for name in names}
     assert [before[name] == after[name] for name in names] == [True, False, True]
     np.testing.assert_array_equal(load_embeddings(tmp_path, source).features, whole)
+
+
+def test_embeddings_of_other_images_are_noticed_although_all_their_positions_are_zero(
+    encoder: Encoder, image_source: Source, tmp_path: Path
+) -> None:
+    source, other = image_source(4), image_source(4)
+    _embed(encoder, source, tmp_path)
+    assert len(load_embeddings(tmp_path, source)) == 4
+    assert other.table()["slide"].tolist() == source.table()["slide"].tolist()
+    other.images.loc[1, "path"] = other.images.loc[1, "path"].replace("002", "902")
+    other._paths = source._paths
+    with pytest.raises(ValueError, match="embeddings are of other tiles than the index lists"):
+        load_embeddings(tmp_path, other)
+    _embed(encoder, other, tmp_path)  # a file of other tiles, or a torn one, is made again
+    assert len(load_embeddings(tmp_path, other)) == 4
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, -1])
+def test_a_torn_file_of_embeddings_is_made_again(
+    encoder: Encoder, image_source: Source, tmp_path: Path, n_bytes: int
+) -> None:
+    source = image_source(3)
+    _embed(encoder, source, tmp_path)
+    path = tmp_path / f"{source.parts()[0].name}.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:n_bytes])
+    _embed(encoder, source, tmp_path)
+    assert path.read_bytes() == whole

@@ -132,6 +132,17 @@ def test_a_draw_of_images_is_seeded_and_keeps_their_order(tmp_path: Path) -> Non
     assert len(names[0]) == 5
 
 
+def test_the_listing_is_the_paths_below_the_root_or_the_rows_of_the_csv(tmp_path: Path) -> None:
+    _paint(tmp_path / "images" / "A" / "a.png", 1)
+    _paint(tmp_path / "images" / "b.png", 2)
+    (tmp_path / "images" / "notes.txt").touch()
+    listed = _data(tmp_path / "images").listing()
+    assert listed == {"images": {"A/a.png": {}, "b.png": {}}}
+    (tmp_path / "list.csv").write_text("path,label\nimages/b.png,x\n")
+    listed = _data(csv=str(tmp_path / "list.csv")).listing()
+    assert listed == {"images": {"images/b.png": {"label": "x", "split": "", "group": ""}}}
+
+
 def test_the_real_samples_keep_their_classes(shared_data: Path, tmp_path: Path) -> None:
     source = _listed(_data(shared_data / "nct_crc"), _tiling(), tmp_path / "tiles")
     counts = source.table()["label"].value_counts()

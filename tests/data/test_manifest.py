@@ -1,13 +1,15 @@
 """The slide list: what is found, and what is refused with the rows named."""
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 import fsspec
 import pandas as pd
 import pytest
 
-from histo_ssl.data.manifest import COLUMNS, slide_list, stated_mpp
+from histo_ssl.data.manifest import COLUMNS, slide_list, slide_listing, stated_mpp
 
 
 @pytest.fixture
@@ -149,3 +151,32 @@ def test_a_faulty_list_of_um_per_px_is_refused(folder: Path, rows: str, complain
 def test_a_senseless_um_per_px_is_refused(override: float | str) -> None:
     with pytest.raises(ValueError, match=r"data\.mpp_override.*is no um/px; a number above 0"):
         stated_mpp(pd.DataFrame({"slide_id": ["a"]}), override)
+
+
+def test_the_listing_knows_sizes_and_descriptions_but_neither_times_nor_places(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (folder / "a.svs").write_bytes(b"12345")
+    path = manifest(folder, "slide_id,path,label,stage\na,a.svs,IDC,\nb,deep/b.TIF,,II\n")
+    slides = slide_list(root=None, manifest=path)
+    listed = slide_listing(slides, mpps=[None, 0.25])
+    assert listed == {"a": {"bytes": 5, "label": "IDC"}, "b": {"bytes": 0, "stage": "II", "mpp": 0.25}}
+    copy = tmp_path_factory.mktemp("copy") / "slides"
+    shutil.copytree(folder, copy)
+    os.utime(copy / "a.svs", (1, 1))
+    again = slide_list(root=None, manifest=str(copy / "list.csv"))
+    assert slide_listing(again, mpps=[None, 0.25]) == listed
+
+
+def test_a_slide_at_an_address_is_listed_without_asking_for_its_size(folder: Path) -> None:
+    path = manifest(folder, "slide_id,path\nfar,https://example.invalid/far.svs\n")
+    assert slide_listing(slide_list(root=None, manifest=path), mpps=[None]) == {"far": {}}
+
+
+@pytest.mark.parametrize("where", ["root", "manifest", "row"])
+def test_credentials_in_an_address_are_refused_before_anything_is_read(folder: Path, where: str) -> None:
+    address = "https://me:hunter22@example.invalid/far.svs"
+    words = {"root": {"root": address, "manifest": None}, "manifest": {"root": None, "manifest": address}}
+    row = {"root": None, "manifest": manifest(folder, f"slide_id,path\nfar,{address}\n")}
+    with pytest.raises(ValueError, match=r"https://\*\*\*@example\.invalid/far\.svs holds credentials"):
+        slide_list(**words.get(where, row))

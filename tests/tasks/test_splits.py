@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.splits import draw_test, split_tiles
@@ -151,3 +153,46 @@ def test_where_only_the_test_is_named_the_rest_is_there_to_learn_from() -> None:
     split = split_tiles(tiles, test_share=0.5, seed=0)
     assert split.test.tolist() == [False, True, False, True]
     assert split.train.tolist() == [True, False, True, False]
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["", "P1", "P2", "P3", "P4"]),  # patient
+        st.sampled_from(["S1", "S2", "S3", "S4", "S5"]),  # slide
+        st.sampled_from(["a", "b", "c"]),  # label
+        st.sampled_from(["", "", "train", "valid", "test"]),
+    ),
+    min_size=2,
+    max_size=40,
+)
+
+
+@settings(max_examples=500)
+@given(rows=ROWS, test_share=st.floats(0.05, 0.95), seed=st.integers(0, 2**32 - 1), has_splits=st.booleans())
+def test_whatever_is_known_of_tiles_no_group_is_on_both_sides_or_the_data_are_refused(
+    rows: list[tuple[str, str, str, str]], test_share: float, seed: int, has_splits: bool
+) -> None:
+    patient, slide, label, split = (np.array(column) for column in zip(*rows, strict=True))
+    split = split if has_splits else np.full(len(rows), "")
+    n = len(rows)
+    data = EmbeddingSet(
+        features=np.zeros((n, 1), np.float32),
+        coords=np.zeros((n, 2), np.int64),
+        **{"slide": slide, "patient": patient, "site": np.full(n, ""), "split": split, "label": label},
+    )
+    try:
+        made = split_tiles(data, test_share=test_share, seed=seed)
+    except ValueError:
+        return
+    assert made.train.any()
+    assert made.test.any()
+    assert not (made.train & made.test).any()
+    for names in (patient, made.group):
+        both = set(names[made.train]) & set(names[made.test]) - {""}
+        assert not both
+    unknown = patient == ""
+    assert not set(slide[unknown & made.train]) & set(slide[unknown & made.test])
+    if "test" not in split:
+        assert not (made.test | made.train)[split == "valid"].any()
+        assert (made.test | made.train)[split != "valid"].all()
+        assert set(label[made.test]) <= set(label[made.train])  # each class is left to learn from

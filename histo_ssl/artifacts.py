@@ -84,7 +84,7 @@ def publish(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """`data` as the file `path`, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)

@@ -7,6 +7,7 @@ data set `features` (N, D), a data set `coords` (N, 2) of the tiles' upper left 
 Letters: N tiles, D width of an embedding.
 """
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -18,13 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histo_ssl.artifacts import write_bytes
-from histo_ssl.disk import REASONS
 
 Attributes = Mapping[str, str | int | float]
 Mask = NDArray[np.bool_]
 Texts = NDArray[np.str_]
 
 FEATURES, COORDS = "features", "coords"
+# HDF5 crashes the process on some broken files, so that ours carry a checksum: in the block before the HDF5
+# data that every reader skips.
+BLOCK, BLOCK_BYTES = b"histo_ssl sha256 ", 512
+HDF5 = b"\x89HDF\r\n\x1a\n"  # what other programs' files begin with
 # What h5py raises where bytes are not what they should be.
 HDF5_ERRORS = (
     ArithmeticError,
@@ -90,10 +94,12 @@ def write_embeddings(
     """
     _check(path, features, coords)
     stream = io.BytesIO()  # HDF5 on a full disk fails in ways of its own; a plain write says what is wrong
-    with h5py.File(stream, "w") as file:
+    with h5py.File(stream, "w", userblock_size=BLOCK_BYTES) as file:
         file.create_dataset(FEATURES, data=features.astype(np.float32, copy=False))
         file.create_dataset(COORDS, data=coords.astype(np.int64, copy=False)).attrs.update(attributes)
-    write_bytes(path, stream.getvalue())
+    content = stream.getbuffer()
+    content[: len(BLOCK) + 2 * hashlib.sha256().digest_size] = _stamp(content)
+    write_bytes(path, content)
 
 
 def read_embeddings(
@@ -110,11 +116,13 @@ def read_embeddings(
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of embeddings; run the stage 'embed' first")
+    stored = path.read_bytes()
+    is_ours, is_foreign = stored.startswith(BLOCK), stored.startswith(HDF5)
+    if not (is_ours or is_foreign) or (is_ours and not stored.startswith(_stamp(memoryview(stored)))):
+        raise ValueError(f"{path}: {NOT_READABLE}")
     try:
-        content, attributes = _content(path)
+        content, attributes = _content(stored)
     except HDF5_ERRORS as error:
-        if isinstance(error, OSError) and error.errno in REASONS:
-            raise  # the disk's fault
         raise ValueError(f"{path}: {NOT_READABLE} ({' '.join(str(error).split())})") from error
     missing = {FEATURES, COORDS} - set(content)
     if missing:
@@ -128,13 +136,18 @@ def read_embeddings(
     return features.astype(np.float32, copy=False), coords.astype(np.int64, copy=False), attributes
 
 
-def _content(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str | int | float]]:
+def _stamp(content: memoryview) -> bytes:
+    """What our files begin with: a word, and the hash of what follows the block that it stands in."""
+    return BLOCK + hashlib.sha256(content[BLOCK_BYTES:]).hexdigest().encode()
+
+
+def _content(stored: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str | int | float]]:
     """Every data set of a file by its name, the two that we know with their content, and the attributes."""
-    with h5py.File(path, "r") as file:
+    with h5py.File(io.BytesIO(stored), "r") as file:
         content = {str(name): np.zeros(0) for name in file}
         known = {FEATURES, COORDS} & set(content)
         n_bytes = sum(file[name].nbytes for name in known)
-        if n_bytes > MAX_EXPANSION * path.stat().st_size:
+        if n_bytes > MAX_EXPANSION * len(stored):
             raise ValueError(f"it says that it holds {n_bytes:,} bytes")
         content |= {name: np.asarray(file[name]) for name in known}
         return content, _single_values(file[COORDS].attrs) if COORDS in known else {}

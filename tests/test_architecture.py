@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "views": {"units"},
     "backbones": {"units"},
     "optim": {"units"},
-    "embeddings": {"units", "artifacts", "disk"},
+    "embeddings": {"units", "artifacts"},
     "data": {"units", "artifacts", "drawing", "redaction", "slides", "embeddings", "views"},
     "methods": {"backbones", "optim", "distributed"},
     "callbacks": {"artifacts", "progress"},

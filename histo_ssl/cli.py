@@ -69,11 +69,25 @@ def main() -> None:
     """Run what the command line says; exit 1 with one sentence when that can't be done."""
     warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch: not the user's to act on
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
-    os.environ[FULL_ERROR] = "1"  # lets Hydra raise, so that this file words the message
-    with _one_sentence(wants_traceback=wants_traceback, also=(JobFailedError,)):
+    if not wants_traceback:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a lost rank costs pages of C++ frames
+    as_asked = _hydra_raises("1" if wants_traceback else "0")  # also by the processes that a job starts
+    with _hydra_raises("1"), _one_sentence(wants_traceback=wants_traceback, also=(JobFailedError,)):
         hydra._internal.hydra.ConfigLoaderImpl = GuardedLoader  # type: ignore[attr-defined] # it has no hook for that
-        job = _one_sentence(wants_traceback=wants_traceback)(_job)  # else Hydra adds a line of its own
+        # this file words the message inside of the job, else Hydra adds a line of its own
+        job = _one_sentence(wants_traceback=wants_traceback)(as_asked(_job))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+
+
+@contextlib.contextmanager
+def _hydra_raises(switch: str) -> Iterator[None]:
+    """Whether Hydra raises, "1", or words errors itself, "0"."""
+    before = os.environ.get(FULL_ERROR, "0")
+    os.environ[FULL_ERROR] = switch
+    try:
+        yield
+    finally:
+        os.environ[FULL_ERROR] = before
 
 
 @contextlib.contextmanager

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import numpy as np
 import pandas as pd
 import torch
 from hydra.utils import instantiate
+from lightning import Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 
-from histo_ssl import artifacts
-from histo_ssl.artifacts import Counts, fingerprint, write_image, write_json, write_text
+from histo_ssl import artifacts, ranks
+from histo_ssl.artifacts import Counts, fingerprint, write_json, write_text
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import Loading, TileDataModule
+from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
 from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder, save_encoder
 from histo_ssl.methods.base import SSLMethod
@@ -31,13 +30,11 @@ from histo_ssl.report.tables import scores_text
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.floors import ColorStatistics
 from histo_ssl.training import Recording, check_takes_tiles, precision_for, train
-from histo_ssl.views.sheet import contact_sheet
 
 log = logging.getLogger(__name__)
 
 ENCODER = "encoder.safetensors"
 CARD = "card.json"
-N_SHEET_TILES = 6  # rows of the sheet of views in the report
 RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
 
 
@@ -50,11 +47,14 @@ def run(plan: Plan) -> None:
     if unknown:
         raise ValueError(f"stages={unknown}: no such stage; the stages are {', '.join(STAGES)}")
     plan = prepared(plan)
-    if getattr(rank_zero_only, "rank", 0):  # set by Lightning at import, from the launcher's variables
-        _join_pretraining(plan)
+    trainer = _trainer(plan)(logger=False, enable_checkpointing=False)  # of which only its ranks are asked
+    ranks.check_launched(trainer)
+    if trainer.global_rank > 0:
+        _join_pretraining(plan, trainer)
         return
-    for name in plan.cfg.stages:
-        STAGES[name](plan)
+    with ranks.serve(trainer):
+        for name in plan.cfg.stages:
+            STAGES[name](plan)
 
 
 def tile(plan: Plan) -> None:
@@ -140,11 +140,13 @@ def _pretrain(plan: Plan, folder: Path) -> Counts:
     return {"steps": data.total_steps, "tiles": len(data.rows)}
 
 
-def _join_pretraining(plan: Plan) -> None:
-    """What ranks other than 0 do: wait for its tiles, then train with it."""
-    artifacts.wait_until_done(plan.tile_folder)
-    if "pretrain" in plan.cfg.stages and not artifacts.is_done(plan.pretrain_folder):
-        _fit(plan, _datamodule(plan), plan.pretrain_folder)
+def _join_pretraining(plan: Plan, trainer: Trainer) -> None:
+    """What ranks other than 0 do: train with it, if there is anything to train."""
+    logging.getLogger("histo_ssl").setLevel(logging.WARNING)  # rank 0 says the rest
+    folder = plan.pretrain_folder
+    is_done = partial(artifacts.is_done, folder)
+    if "pretrain" in plan.cfg.stages and ranks.is_called(trainer, folder.name, is_done=is_done):
+        _fit(plan, _datamodule(plan), folder)
 
 
 def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
@@ -153,17 +155,25 @@ def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
     log.info("pretrain: %s", why)
     method: SSLMethod = instantiate(config, backbone=instantiate(plan.group("backbone")))
     check_takes_tiles(method.encoder(), data.source.tile_px)
-    settings = plan.group("trainer")
-    settings["precision"] = precision_for(settings["precision"], settings["accelerator"])
     train(
         method,
         data,
         folder=folder,
-        trainer=instantiate(settings, _partial_=True, default_root_dir=str(folder)),
+        trainer=partial(_trainer(plan), default_root_dir=str(folder)),
         logger=_logger(plan),
         recording=Recording(checkpoint_every=plan.cfg.checkpoint_every, log_every=plan.cfg.log_every),
     )
     return method
+
+
+def _trainer(plan: Plan) -> Callable[..., Trainer]:
+    """A Trainer by the configuration, to be called with what the configuration does not say."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # its tips and hardware lines
+    settings = plan.group("trainer")
+    settings["precision"] = precision_for(settings["precision"], settings["accelerator"])
+    trainer: Callable[..., Trainer] = instantiate(settings, _partial_=True)
+    return trainer
 
 
 def _logger(plan: Plan) -> Logger | None:
@@ -191,14 +201,6 @@ def _datamodule(plan: Plan) -> TileDataModule:
         seed=plan.cfg.seed,
         loading=Loading(**plan.group("loader")),
     )
-
-
-def write_sheet(data: TileDataModule, path: Path) -> None:
-    """A picture of the views that training will see: a row per tile, the tile first."""
-    rows = data.rows[:: max(1, len(data.rows) // N_SHEET_TILES)][:N_SHEET_TILES]
-    tiles = torch.from_numpy(np.stack([data.source.read(int(row)) for row in rows])).permute(0, 3, 1, 2)
-    sheet = contact_sheet(data.views, tiles, ids=torch.from_numpy(rows), epoch=0, seed=data.seed)
-    write_image(path, Image.fromarray(np.asarray(sheet)))
 
 
 def _architecture(plan: Plan) -> dict[str, Any]:

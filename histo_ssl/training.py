@@ -11,6 +11,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from histo_ssl import ranks
 from histo_ssl.callbacks import LastCheckpoint, MetricsLog, ProgressLine, StepClock, StepSeed
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.methods.base import SSLMethod
@@ -42,7 +43,6 @@ def train(
     recording: Recording,
 ) -> Trainer:
     """Train to the last step, from `folder/last.ckpt` if there is one; the Trainer that did it comes back."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and hardware lines
     checkpoint = folder / LAST
     fitted = trainer(
         callbacks=_callbacks(data, folder=folder, recording=recording),
@@ -58,7 +58,8 @@ def train(
     if checkpoint.exists():
         _check_readable(checkpoint)
         log.info("pretrain: going on from %s", checkpoint)
-    fitted.fit(method, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    with ranks.together(fitted, folder.name):
+        fitted.fit(method, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     if fitted.global_step < data.total_steps:
         raise KeyboardInterrupt  # Lightning ends quietly when it is told to stop
     return fitted

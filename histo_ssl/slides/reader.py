@@ -1,39 +1,30 @@
-"""Slides as arrays of pixels at a stated um/px, through tiffslide (nothing else here knows tiffslide).
+"""Slides as arrays of pixels at a stated um/px.
 
 A `Slide` is a path and a few plain facts about the file, so it pickles into any worker. Open files live apart
-from it: one per process, thread and path, the least recently used closed first. Reads are therefore the same
-bytes whatever the number of workers or threads, forked or spawned.
+from it (`files.py`). Reads are therefore the same bytes whatever the number of workers or threads, forked or
+spawned.
 
 Letters: h, w are the height and width of an image in pixels.
 """
 
-import contextlib
 import itertools
 import math
-import os
-import struct
-import threading
-import weakref
-import zlib
-from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from aiohttp import ClientError
 from numpy.typing import NDArray
 from PIL import Image
-from tiffslide.tiffslide import PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, TiffSlide
 
+from histo_ssl.slides.files import MAX_MPP, Facts, in_one_sentence, open_slides, pixels_of, stamp_of
 from histo_ssl.slides.grid import MAX_UPSAMPLING, TileSpec
+from histo_ssl.slides.segments import WHITE, Limits
+from histo_ssl.slides.stamps import Stamp
 from histo_ssl.slides.windows import (
     Box,
     Size,
     Window,
     clipped,
-    downsample,
     is_empty,
     is_untouched,
     margins,
@@ -44,37 +35,8 @@ from histo_ssl.units import MicronsPerPx
 
 Pixels = NDArray[np.uint8]  # (h, w, 3)
 
-WHITE = 255  # outside the scan there is glass
-# An open slide holds the offsets of all its JPEG tiles, about 3 MB at 40,000 px square: 64 stay below 200 MB.
-MAX_OPEN_SLIDES = 64
-MAX_MPP = 100.0  # 72 dpi, what programs write that know no um/px, reads as 353 um/px
 MAX_ANISOTROPY = 0.01  # a relative difference of um/px along x and y that a square tile may have
 BAND_PX = 2**25  # pixels decoded at a time for a thumbnail: about 100 MB, also for a slide of one level
-
-# What tifffile, zarr, the codecs and the remote file systems raise when bytes are not what they should be.
-UNREADABLE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ClientError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SyntaxError,  # XML in the metadata
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a slide file says of itself."""
-
-    sizes: tuple[tuple[int, int], ...]  # width and height of each level, px
-    downsamples: tuple[tuple[float, float], ...]  # level-0 px per pixel of each level, along x and y
-    mpp_xy: tuple[float, float] | None  # um/px along x and y; None where the file says nothing sane
 
 
 class Slide:
@@ -84,11 +46,19 @@ class Slide:
         path: a local path, or an address that fsspec understands (`https://`, `s3://`, `memory://`).
         mpp: um/px of level 0, which then overrules the file; None takes the file's.
         mpp_if_unknown: um/px of level 0 where neither `mpp` nor the file says it.
+        known: stamp of the file that was tiled, which any other is refused against; None takes any file.
     """
 
-    def __init__(self, path: str, *, mpp: float | None = None, mpp_if_unknown: float | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        mpp: float | None = None,
+        mpp_if_unknown: float | None = None,
+        known: Stamp | None = None,
+    ) -> None:
         self.path = path
-        self._mpp, self._mpp_if_unknown = mpp, mpp_if_unknown
+        self._mpp, self._mpp_if_unknown, self._known = mpp, mpp_if_unknown, known
 
     def __repr__(self) -> str:
         return f"Slide({self.path!r}, mpp={self._mpp}, mpp_if_unknown={self._mpp_if_unknown})"
@@ -96,8 +66,24 @@ class Slide:
     @cached_property
     def facts(self) -> Facts:
         """Sizes and um/px, read once, and carried along when the slide is pickled."""
-        with _in_one_sentence(self.path):
-            return _facts(_open_slides.of(self.path))
+        with in_one_sentence(self.path):
+            return open_slides.of(self.path, self._known).facts()
+
+    @property
+    def stamp(self) -> Stamp:
+        """Size, time and digest of the file as it lies there."""
+        return stamp_of(self.path)
+
+    def n_unwritten(self, limits: Limits) -> int:
+        """Number of stored tiles or strips that were never written and read as white glass, on all levels.
+
+        Nothing is decoded: sizes and places are held against each other, the limits and the file.
+
+        Raises:
+            ValueError: some lie beyond the file's end, or a size is beyond its limit.
+        """
+        with in_one_sentence(self.path):
+            return open_slides.of(self.path, self._known).n_unwritten(limits)
 
     @property
     def size_level0(self) -> tuple[int, int]:
@@ -196,69 +182,11 @@ class Slide:
         stored = clipped(window, (w, h))
         if is_empty(stored):
             return np.full((window[3] - window[1], window[2] - window[0], 3), WHITE, np.uint8)
-        with _in_one_sentence(self.path):
-            pixels = _open_slides.of(self.path).region(level, stored)
+        pixels = _rgb(pixels_of(self.path, self._known, level=level, window=stored), path=self.path)
         # A level may lack the column or row of a remainder that the scan has: there the last one repeats.
         scanned = clipped(window, (max(w, math.ceil(w0 / dx)), max(h, math.ceil(h0 / dy))))
         pixels = np.pad(pixels, margins(stored, scanned), mode="edge")
         return np.pad(pixels, margins(scanned, window), constant_values=WHITE)
-
-
-class _OpenSlide(TiffSlide):
-    """A slide file that this process and thread has open; closed when the last reference goes."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        weakref.finalize(self, self.ts_tifffile.close)
-
-    def _read_region_loc_transform(self, location: tuple[int, int], level: int) -> tuple[int, int]:  # noqa: ARG002
-        # tiffslide's own transform divides by an averaged downsample and drops the fraction.
-        return location
-
-    def region(self, level: int, window: Window) -> Pixels:
-        left, top, right, bottom = window
-        region = self.read_region(
-            (left, top), level, (right - left, bottom - top), as_array=True, padding=False
-        )
-        return _rgb(region)
-
-
-class _OpenSlides(threading.local):
-    """The open slides of this thread, least recently used first."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.slides: OrderedDict[str, _OpenSlide] = OrderedDict()
-
-    def of(self, path: str) -> _OpenSlide:
-        if self.process != os.getpid():
-            # A forked child shares file positions and locks with its parent: it opens its own files instead.
-            self.process, self.slides = os.getpid(), OrderedDict()
-        if path not in self.slides:
-            self.slides[path] = _OpenSlide(path)
-        self.slides.move_to_end(path)
-        while len(self.slides) > MAX_OPEN_SLIDES:
-            self.slides.popitem(last=False)[1].close()
-        return self.slides[path]
-
-
-_open_slides = _OpenSlides()
-
-
-def _facts(slide: _OpenSlide) -> Facts:
-    sizes = tuple((int(w), int(h)) for w, h in slide.level_dimensions)
-    w0, h0 = sizes[0]
-    downsamples = tuple((downsample(w0, w), downsample(h0, h)) for w, h in sizes)
-    return Facts(sizes=sizes, downsamples=downsamples, mpp_xy=_mpp_xy(slide.properties))
-
-
-def _mpp_xy(properties: dict[str, Any]) -> tuple[float, float] | None:
-    x, y = (properties.get(name) for name in (PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y))
-    try:
-        xy = float(x or 0), float(y or 0)
-    except ValueError:  # free text in an Aperio description
-        return None
-    return xy if all(0 < side <= MAX_MPP for side in xy) else None  # False for NaN
 
 
 def _sane_override(mpp: float, *, path: str) -> float:
@@ -269,28 +197,14 @@ def _sane_override(mpp: float, *, path: str) -> float:
     return mpp
 
 
-def _rgb(region: NDArray[Any]) -> Pixels:
-    """(h, w, 1 to 4) as (h, w, 3) uint8: grey is repeated, and what is transparent shows the glass."""
-    if region.dtype != np.uint8:
-        raise TypeError(f"pixels are {region.dtype}, 8-bit ones are expected")
-    n_channels = region.shape[2]
+def _rgb(pixels: NDArray[Any], *, path: str) -> Pixels:
+    """(h, w, 1 to 4) as (h, w, 3): grey is repeated, and what is transparent shows the glass."""
+    n_channels = pixels.shape[2]
+    if n_channels not in (1, 2, 3, 4):
+        raise ValueError(f"{path}: cannot be read as a slide: {n_channels} channels, grey or RGB is expected")
     if n_channels in (1, 2):
-        region = np.concatenate([region[..., :1].repeat(3, axis=2), region[..., 1:]], axis=2)
+        pixels = np.concatenate([pixels[..., :1].repeat(3, axis=2), pixels[..., 1:]], axis=2)
     if n_channels in (2, 4):
-        opacity = region[..., 3:] / WHITE
-        return np.asarray((region[..., :3] * opacity + WHITE * (1 - opacity)).round(), np.uint8)
-    if region.shape[2] != 3:
-        raise TypeError(f"pixels have {n_channels} channels, grey or RGB is expected")
-    return np.ascontiguousarray(region)
-
-
-@contextlib.contextmanager
-def _in_one_sentence(path: str) -> Iterator[None]:
-    """Whatever the libraries raise on a bad file, said as one sentence that begins with its path."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: there is no such file") from error
-    except UNREADABLE as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as a slide: {said}") from error
+        opacity = pixels[..., 3:] / WHITE
+        return np.asarray((pixels[..., :3] * opacity + WHITE * (1 - opacity)).round(), np.uint8)
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,201 @@
+"""Open slide files: what they say of themselves, and pixels of their levels. Nothing else knows tiffslide.
+
+One open file per process, thread and slide, the least recently used closed first. A file that changed since
+it was opened is opened anew; one that is not what its stamp says is refused.
+
+Letters: h, w are the height and width of an image in pixels, c its channels.
+"""
+
+import contextlib
+import os
+import struct
+import threading
+import warnings
+import weakref
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from aiohttp import ClientError
+from numpy.typing import NDArray
+from tifffile import TiffPageSeries
+from tiffslide.tiffslide import PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, TiffSlide
+
+from histo_ssl.slides import segments
+from histo_ssl.slides.segments import WHITE, Limits
+from histo_ssl.slides.stamps import Stamp, is_same, stamp, state
+from histo_ssl.slides.windows import Window, clipped, downsample, is_empty
+
+# An open slide holds the offsets of all its JPEG tiles, about 3 MB at 40,000 px square: 64 stay below 200 MB.
+MAX_OPEN_SLIDES = 64
+MAX_MPP = 100.0  # 72 dpi, what programs write that know no um/px, reads as 353 um/px
+
+# What tifffile, tiffslide, the codecs and remote file systems raise when bytes are not what they should be.
+UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ClientError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    StopIteration,
+    SyntaxError,  # XML in the metadata
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a slide file says of itself."""
+
+    sizes: tuple[tuple[int, int], ...]  # width and height of each level, px
+    downsamples: tuple[tuple[float, float], ...]  # level-0 px per pixel of each level, along x and y
+    mpp_xy: tuple[float, float] | None  # um/px along x and y; None where the file says nothing sane
+
+
+class OpenSlide(TiffSlide):
+    """A slide file that this process and thread has open; closed when the last reference goes."""
+
+    def __init__(self, path: str) -> None:
+        # What tiffslide can't read of two vendors' metadata is nothing that a user could act on.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"tiffslide\.")
+        # A slide is one file: an OME-TIFF may name others, which would be opened too.
+        super().__init__(path, tifffile_options={"_multifile": False})
+        self.file = self.ts_tifffile.filehandle
+        weakref.finalize(self, self.ts_tifffile.close)
+        self.opened_at = state(self.file)
+        self.levels = [self._parts(level) for level in range(len(self.level_dimensions))]
+        for image in self._images():
+            segments.check(image)
+
+    def facts(self) -> Facts:
+        """Sizes and um/px."""
+        sizes = tuple((int(w), int(h)) for w, h in self.level_dimensions)
+        w0, h0 = sizes[0]
+        downsamples = tuple((downsample(w0, w), downsample(h0, h)) for w, h in sizes)
+        return Facts(sizes=sizes, downsamples=downsamples, mpp_xy=_mpp_xy(self.properties))
+
+    def n_unwritten(self, limits: Limits) -> int:
+        """Number of stored tiles, on all levels, that were never written; an error if others are missing."""
+        n_bytes = self.file.size
+        return sum(segments.n_unwritten(image, n_bytes=n_bytes, limits=limits) for image in self._images())
+
+    def pixels(self, level: int, window: Window) -> NDArray[np.uint8]:
+        """The pixels of a level in a window within it: (h, w, c), white where nothing was scanned."""
+        parts = self.levels[level]
+        if len(parts) == 1 and parts[0][1] == (0, 0):
+            return segments.pixels(parts[0][0], window)
+        left, top, right, bottom = window
+        canvas = np.full((bottom - top, right - left, 3), WHITE, np.uint8)
+        for series, (x, y) in parts:
+            h, w = series.shape[:2]
+            x0, y0, x1, y1 = clipped((left - x, top - y, right - x, bottom - y), (w, h))
+            if not is_empty((x0, y0, x1, y1)):
+                canvas[y0 + y - top : y1 + y - top, x0 + x - left : x1 + x - left] = segments.pixels(
+                    series, (x0, y0, x1, y1)
+                )
+        return canvas
+
+    def has_changed(self) -> bool:
+        """Whether the file was written to since it was opened."""
+        return state(self.file) != self.opened_at
+
+    def _images(self) -> Iterator[TiffPageSeries]:
+        return (series for parts in self.levels for series, _ in parts)
+
+    def _parts(self, level: int) -> list[tuple[TiffPageSeries, tuple[int, int]]]:
+        """The images that make up a level, and where each begins on it (x, y): several for Leica's areas."""
+        series = self.ts_tifffile.series
+        composition = self.properties.get("tiffslide.series-composition")
+        if composition is None:
+            return [(series[self.properties["tiffslide.series-index"]].levels[level], (0, 0))]
+        return [
+            (series[i].levels[level], (offsets[level][1], offsets[level][0]))
+            for i, offsets in composition["located_series"].items()
+        ]
+
+
+class OpenSlides(threading.local):
+    """The open slides of this thread, least recently used first."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.slides: OrderedDict[tuple[str, Stamp | None], OpenSlide] = OrderedDict()
+
+    def of(self, path: str, known: Stamp | None) -> OpenSlide:
+        """The open file of a slide.
+
+        Args:
+            path: of the slide.
+            known: what it was when it was tiled, None where nobody knows.
+
+        Raises:
+            ValueError: it is another file by now.
+        """
+        if self.process != os.getpid():
+            # A forked child shares file positions and locks with its parent: it opens its own files instead.
+            self.process, self.slides = os.getpid(), OrderedDict()
+        key = path, known
+        if key in self.slides and self.slides[key].has_changed():
+            self.slides.pop(key).close()
+        if key not in self.slides:
+            self.slides[key] = _opened(path, known)
+        self.slides.move_to_end(key)
+        while len(self.slides) > MAX_OPEN_SLIDES:
+            self.slides.popitem(last=False)[1].close()
+        return self.slides[key]
+
+
+open_slides = OpenSlides()
+
+
+@contextlib.contextmanager
+def in_one_sentence(path: str) -> Iterator[None]:
+    """Whatever the libraries raise on a bad file, said as one sentence that begins with its path."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no such file") from error
+    except UNREADABLE as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as a slide: {said}") from error
+
+
+def stamp_of(path: str) -> Stamp:
+    """The stamp of a slide file as it was opened."""
+    with in_one_sentence(path):
+        return stamp(open_slides.of(path, None).file)
+
+
+def pixels_of(path: str, known: Stamp | None, *, level: int, window: Window) -> NDArray[np.uint8]:
+    """The pixels of a window of one level, (h, w, c), of a file that did not change meanwhile."""
+    with in_one_sentence(path):
+        slide = open_slides.of(path, known)
+        pixels = slide.pixels(level, window)
+        if slide.has_changed():
+            raise ValueError("it was written to while it was read; read it again once it is complete")
+    return pixels
+
+
+def _opened(path: str, known: Stamp | None) -> OpenSlide:
+    slide = OpenSlide(path)
+    if known is not None and not is_same(slide.file, known):
+        slide.close()
+        raise ValueError("the file has changed since it was tiled; tile it again (delete its tile folder)")
+    return slide
+
+
+def _mpp_xy(properties: dict[str, Any]) -> tuple[float, float] | None:
+    x, y = (properties.get(name) for name in (PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y))
+    try:
+        xy = float(x or 0), float(y or 0)
+    except ValueError:  # free text in an Aperio description
+        return None
+    return xy if all(0 < side <= MAX_MPP for side in xy) else None  # False for NaN

@@ -1,0 +1,167 @@
+"""The tiles or strips in which a TIFF stores the levels of a slide.
+
+What was never written (offset or size 0, as scanners leave the glass) is white. All else lies within the
+file, has the size that its page says, and decodes without complaint, or it is an error.
+
+Letters: h, w are the height and width of an image in pixels, c its channels.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tifffile import TiffFrame, TiffPage, TiffPageSeries
+
+from histo_ssl.slides.codecs import Shape, check_format, decoded
+from histo_ssl.slides.windows import Window
+
+WHITE = 255  # where nothing was scanned there is glass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Sizes beyond which a file is taken for a decompression bomb, or for damaged."""
+
+    slide_px: float  # of its finest level
+    segment_px: float  # of one stored tile or strip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a page is cut into segments of h x w px, the last row and column perhaps cut short."""
+
+    h: int
+    w: int
+    n_rows: int
+    n_columns: int
+
+
+def pixels(level: TiffPageSeries, window: Window) -> NDArray[np.uint8]:
+    """The pixels of a level in a window that lies within it: (h, w, c).
+
+    Raises:
+        ValueError: a segment under the window is damaged.
+    """
+    return np.concatenate([_page_pixels(page, window) for page in _pages(level)], axis=2)
+
+
+def check(level: TiffPageSeries) -> None:
+    """Refuse a level that could not be read with the colours that it means."""
+    for page in _pages(level):
+        check_format(_format(page))
+
+
+def n_unwritten(level: TiffPageSeries, *, n_bytes: int, limits: Limits) -> int:
+    """Number of segments of a level that were never written, once all others were seen to lie in the file.
+
+    Args:
+        level: of a slide.
+        n_bytes: size of its file.
+        limits: that its sizes must keep.
+
+    Raises:
+        ValueError: some lie beyond the file's end, their number is not what the size asks for, or it is too
+            large.
+    """
+    return sum(_n_unwritten(page, n_bytes=n_bytes, limits=limits) for page in _pages(level))
+
+
+def _n_unwritten(page: TiffPage | TiffFrame, *, n_bytes: int, limits: Limits) -> int:
+    grid = _grid(_format(page))
+    _check_sizes(_format(page), grid, limits)
+    starts, sizes = (np.array(numbers, np.uint64) for numbers in (page.dataoffsets, page.databytecounts))
+    n_lacking = grid.n_rows * grid.n_columns - len(starts)
+    # Philips leaves out the last rows of a level that were never scanned (tifffile issue 249).
+    if len(starts) != len(sizes) or n_lacking < 0 or (n_lacking > 0 and not page.parent.is_philips):
+        raise ValueError(
+            f"the file lists {len(starts)} offsets and {len(sizes)} sizes of stored tiles, "
+            f"{grid.n_rows * grid.n_columns} are expected"
+        )
+    end = np.uint64(n_bytes)
+    is_beyond = (sizes > end) | (starts > end - np.minimum(sizes, end))
+    if is_beyond.any():
+        raise ValueError(
+            f"{is_beyond.sum()} of {len(starts)} stored tiles lie beyond the file's end at {n_bytes} bytes; "
+            "it is truncated or damaged, copy it again"
+        )
+    return n_lacking + int(((starts == 0) | (sizes == 0)).sum())
+
+
+def _check_sizes(page: TiffPage, grid: Grid, limits: Limits) -> None:
+    w, h = page.imagewidth, page.imagelength
+    if w * h > limits.slide_px:
+        raise ValueError(
+            f"it says to be {w} x {h} px, more than {limits.slide_px:.4g} px in all, so it is taken for "
+            "damaged; raise data.max_gigapixels if it is not"
+        )
+    if grid.h * grid.w > limits.segment_px:
+        raise ValueError(
+            f"it says to store tiles or strips of {grid.w} x {grid.h} px, more than {limits.segment_px:.4g} "
+            "px each, so it is taken for damaged; raise data.max_segment_megapixels if it is not"
+        )
+
+
+def _pages(level: TiffPageSeries) -> list[TiffPage | TiffFrame]:
+    """The page that holds a level's pixels, or the pages of its channels."""
+    channels_first = level.axes == "CYX"
+    pages: list[Any] = [level[i] for i in range(level.shape[0] if channels_first else 1)]
+    size = level.shape[1:] if channels_first else level.shape[:2]
+    if any(page is None or _format(page).shape[:2] != size for page in pages) or len(level) != len(pages):
+        raise ValueError(f"a level of axes {level.axes} is spread over {len(level)} pages; one is expected")
+    return pages
+
+
+def _format(page: TiffPage | TiffFrame) -> TiffPage:
+    """The page that says how a page, or a series of alike ones, is stored."""
+    if page.keyframe is None:
+        raise ValueError("a page does not say how it is stored")
+    return page.keyframe
+
+
+def _grid(page: TiffPage) -> Grid:
+    width, height = page.imagewidth, page.imagelength
+    w, h = (page.tilewidth, page.tilelength) if page.is_tiled else (width, min(page.rowsperstrip, height))
+    if min(w, h) < 1:
+        raise ValueError(f"its stored tiles or strips are {w} x {h} px")
+    return Grid(h=h, w=w, n_rows=math.ceil(height / h), n_columns=math.ceil(width / w))
+
+
+def _page_pixels(page: TiffPage | TiffFrame, window: Window) -> NDArray[np.uint8]:
+    left, top, right, bottom = window
+    grid = _grid(_format(page))
+    canvas = np.full((bottom - top, right - left, _format(page).samplesperpixel), WHITE, np.uint8)
+    for row in range(top // grid.h, math.ceil(bottom / grid.h)):
+        for column in range(left // grid.w, math.ceil(right / grid.w)):
+            segment = _segment(page, grid, row=row, column=column)
+            if segment is None:
+                continue
+            y, x = row * grid.h, column * grid.w
+            y0, x0 = max(y, top), max(x, left)
+            y1, x1 = min(y + grid.h, bottom), min(x + grid.w, right)
+            canvas[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
+    return canvas
+
+
+def _segment(page: TiffPage | TiffFrame, grid: Grid, *, row: int, column: int) -> NDArray[np.uint8] | None:
+    """One stored tile or strip, (h, w, c); None if it was never written."""
+    index = row * grid.n_columns + column
+    if index >= len(page.dataoffsets) and page.parent.is_philips:
+        return None
+    start, size = page.dataoffsets[index], page.databytecounts[index]
+    if start == 0 or size == 0:
+        return None
+    file = page.parent.filehandle
+    file.seek(start)
+    data = file.read(size)
+    if len(data) < size:
+        raise ValueError(f"a tile is stored in bytes {start} to {start + size}, the file ends before")
+    whole, rest = (grid.h, grid.w), _rest(_format(page), grid, row=row, column=column)
+    shapes = whole, rest, (rest[0], grid.w)
+    return decoded(_format(page), data, index, tables=page.jpegtables, shapes=shapes)
+
+
+def _rest(page: TiffPage, grid: Grid, *, row: int, column: int) -> Shape:
+    """Height and width of the part of a segment that lies on the page; some writers store no more."""
+    return min(grid.h, page.imagelength - row * grid.h), min(grid.w, page.imagewidth - column * grid.w)

@@ -18,7 +18,8 @@ LEAST = {
     "embedding.batch_size": 1,
     "checkpoint_every": 1,
     "log_every": 1,
-    "n_processes": 1,
+    "n_processes": 0,
+    "slide_timeout_s": 1,
     "loader.n_workers": 0,
     "seed": 0,
 }

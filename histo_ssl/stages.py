@@ -117,8 +117,8 @@ def _tile(plan: Plan, config: Mapping[str, Any], listing: Listed, folder: Path) 
     if data.listing() != listing.content:
         raise ValueError(f"{folder}: the data's files changed since this run began; give the command again")
     tiling = instantiate(config["tiling"])
-    home, n_processes = plan.runs_dir / "data", plan.cfg.n_processes
-    return cast(Counts, data.tile(tiling, folder=folder, home=home, n_processes=n_processes))
+    processes = {name: plan.cfg[name] for name in ("n_processes", "slide_timeout_s")}
+    return cast(Counts, data.tile(tiling, folder=folder, home=plan.runs_dir / "data", **processes))
 
 
 def _pretrain(plan: Plan, folder: Path) -> Counts:

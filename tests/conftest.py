@@ -89,7 +89,7 @@ def image_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Ti
             Image.fromarray(tile).save(path)
         data = ImageData(root=str(root), csv=None, group_pattern=None, max_tiles=None, max_failed=0.0, seed=0)
         tiling = Tiling(size_px=None, mpp=0.5, stride_px=None, min_tissue=0.0, tissue=None)
-        data.tile(tiling, folder=folder, home=folder, n_processes=1)
+        data.tile(tiling, folder=folder, home=folder, n_processes=0, slide_timeout_s=60)
         return open_source(folder)
 
     return make

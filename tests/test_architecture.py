@@ -59,7 +59,9 @@ MAY_IMPORT = {
 
 # Third-party package -> files that may import it.
 OWNERS = {
-    "tiffslide": {"slides/reader.py"},
+    "tiffslide": {"slides/files.py"},
+    "simplejpeg": {"slides/codecs.py"},
+    "pebble": {"slides/processes.py"},
     "wandb": {"report/wandb.py"},
     "hydra": {"cli.py", "preflight.py", "stages.py", "signatures.py", "targets.py"},
     "omegaconf": {"cli.py", "plan.py"},

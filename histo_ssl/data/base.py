@@ -62,14 +62,17 @@ class DataSet(Protocol):
         nor the place of the files. Empty where the configuration says it all.
         """
 
-    def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:
+    def tile(
+        self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int, slide_timeout_s: float
+    ) -> dict[str, int]:
         """Write the list of all tiles into `folder`; what was counted comes back.
 
         Args:
             tiling: how slides are cut.
             folder: receives the index, `source.json` and `status.csv`.
             home: where a data set that makes its own slides keeps them.
-            n_processes: how many slides are surveyed at a time.
+            n_processes: how many slides are surveyed at a time, each in a process of its own; 0: in this one.
+            slide_timeout_s: after which a slide is given up, unless it is surveyed in this process.
         """
 
 

@@ -40,7 +40,15 @@ class ImageData:
         folder = self._root()
         return {"images": {path.relative_to(folder).as_posix(): {} for path in _images_below(folder)}}
 
-    def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:  # noqa: ARG002
+    def tile(
+        self,
+        tiling: Tiling,
+        *,
+        folder: Path,
+        home: Path,  # noqa: ARG002
+        n_processes: int,  # noqa: ARG002
+        slide_timeout_s: float,  # noqa: ARG002
+    ) -> dict[str, int]:
         """Write `images.csv`, `status.csv` and `source.json`; headers are read, not pixels."""
         listed = self._listed()
         sizes = [_image_size(path) for path in listed["path"]]

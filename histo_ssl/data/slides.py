@@ -15,8 +15,12 @@ from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
 from histo_ssl.data.manifest import is_remote, slide_list, slide_listing, stated_mpp
 from histo_ssl.slides.grid import TileSpec, Tiling
 from histo_ssl.slides.index import TileIndex
+from histo_ssl.slides.ledger import forget
+from histo_ssl.slides.processes import Processes
 from histo_ssl.slides.reader import Slide
-from histo_ssl.slides.survey import survey_slides
+from histo_ssl.slides.segments import Limits
+from histo_ssl.slides.stamps import stamp_in
+from histo_ssl.slides.survey import Recipe, survey_slides
 from histo_ssl.units import MicronsPerPx, TilePx
 
 LABELS = "labels.npy"
@@ -30,6 +34,9 @@ class SlideData:
     manifest: str | None
     mpp_override: float | str | None
     max_failed: float
+    max_gigapixels: float
+    max_segment_megapixels: float
+    max_memory_gb: float
     annotations: str | None
     min_label_share: float
 
@@ -45,7 +52,15 @@ class SlideData:
             listed["classes"] = {str(value): name for value, name in read_classes(rasters).items()}
         return listed
 
-    def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:  # noqa: ARG002
+    def tile(
+        self,
+        tiling: Tiling,
+        *,
+        folder: Path,
+        home: Path,  # noqa: ARG002
+        n_processes: int,
+        slide_timeout_s: float,
+    ) -> dict[str, int]:
         """Write the index of all tiles, `status.csv`, an overlay per slide, and labels where there are any.
 
         Raises:
@@ -55,19 +70,20 @@ class SlideData:
         slides = slide_list(root=self.root, manifest=self.manifest)
         slides["path"] = [path if is_remote(path) else str(Path(path).resolve()) for path in slides["path"]]
         mpps, mpp_if_unknown = stated_mpp(slides, self.mpp_override)
+        limits = Limits(slide_px=1e9 * self.max_gigapixels, segment_px=1e6 * self.max_segment_megapixels)
         index = survey_slides(
             slides,
             mpps=mpps,
-            mpp_if_unknown=mpp_if_unknown,
-            tiling=tiling,
+            recipe=Recipe(tiling=tiling, limits=limits, mpp_if_unknown=mpp_if_unknown),
             folder=folder,
-            n_processes=n_processes,
+            processes=Processes(n=n_processes, timeout_s=slide_timeout_s, memory_gb=self.max_memory_gb),
         )
         failed = index.slides[index.slides["reason"] != ""]
         self._check(failed, n_slides=len(index.slides), folder=folder)
         facts = {"tile_px": tiling.size_px, "mpp": tiling.mpp, "stride_px": tiling.stride_px}
         classes = self._write_labels(index, spec, folder=folder) if self.annotations else []
         write_json(folder / SOURCE, {"kind": "slides", **facts, "classes": classes})
+        forget(folder)
         return {"slides": len(index.slides), "failed": len(failed), "tiles": len(index)}
 
     def _check(self, failed: pd.DataFrame, *, n_slides: int, folder: Path) -> None:
@@ -111,7 +127,9 @@ class SlideTiles:
         self._classes = np.array([*classes, ""])  # UNLABELLED is the last
         self._labels = np.load(folder / LABELS, mmap_mode="r", allow_pickle=False) if classes else None
         slides = self.index.slides
-        self._slides = [Slide(path, mpp=mpp) for path, mpp in zip(slides["path"], slides["mpp"], strict=True)]
+        self._slides = [
+            Slide(row["path"], mpp=row["mpp"], known=stamp_in(row)) for row in slides.to_dict("records")
+        ]
 
     def __len__(self) -> int:
         return len(self.index)

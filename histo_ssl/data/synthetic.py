@@ -5,6 +5,7 @@ how its tumour cells are ordered, in nests (IDC) or in single files (ILC), and n
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -100,7 +101,9 @@ class SyntheticSlides:
         """Nothing: the values above determine every byte."""
         return {}
 
-    def tile(self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int) -> dict[str, int]:
+    def tile(
+        self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int, slide_timeout_s: float
+    ) -> dict[str, int]:
         """Draw the slides, unless they were drawn before, and write their tile index into `folder`."""
         config = asdict(self)
         slides = artifacts.complete(
@@ -114,10 +117,15 @@ class SyntheticSlides:
             manifest=str(slides / MANIFEST),
             mpp_override=None,
             max_failed=0.0,
+            max_gigapixels=math.inf,  # our own files need no bounds
+            max_segment_megapixels=math.inf,
+            max_memory_gb=math.inf,
             annotations=str(slides / ANNOTATIONS),
             min_label_share=self.min_label_share,
         )
-        return data.tile(tiling, folder=folder, home=home, n_processes=n_processes)
+        return data.tile(
+            tiling, folder=folder, home=home, n_processes=n_processes, slide_timeout_s=slide_timeout_s
+        )
 
     def write(self, folder: Path, *, n_processes: int) -> dict[str, int]:
         """Write slides, manifest and truth into `folder`; the counts of both come back.
@@ -130,7 +138,7 @@ class SyntheticSlides:
         cases = list(self.cases())
         log.info("generated slides: drawing %d of %d px", len(cases), self.size_px)
         draw = partial(write_slide, folder=folder, data=self)
-        if n_processes == 1:
+        if n_processes <= 1:
             n_nuclei_px = sum(map(draw, cases))
         else:  # spawned, not forked: a fork would copy the locks of this process's threads
             with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:

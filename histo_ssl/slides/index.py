@@ -17,7 +17,7 @@ from histo_ssl.artifacts import atomic_path, write_text
 INDEX = "index.npy"
 STATUS = "status.csv"
 TILE = np.dtype([("slide", "<u4"), ("x", "<i4"), ("y", "<i4")])  # row of status.csv; level-0 px
-WHOLE_NUMBERS = ("width_px", "height_px", "n_levels", "n_tiles")
+WHOLE_NUMBERS = ("width_px", "height_px", "n_levels", "n_tiles", "n_unwritten", "n_bytes", "modified_ns")
 FRACTIONS = ("mpp", "tissue_mm2", "seconds")
 
 
@@ -86,6 +86,6 @@ def read_status(folder: Path) -> pd.DataFrame:
     """One row per slide: its manifest columns as text ("" where empty), its counts and sizes as numbers."""
     status = pd.read_csv(folder / STATUS, dtype=str, keep_default_na=False)
     return status.assign(
-        **{name: status[name].astype(np.int64) for name in WHOLE_NUMBERS},
+        **{name: status[name].astype(np.int64) for name in WHOLE_NUMBERS if name in status},
         **{name: pd.to_numeric(status[name]).astype(float) for name in FRACTIONS},
     )

@@ -1,128 +1,169 @@
 """Which tiles the slides of a list have. A slide that cannot be read gets a reason, and the others go on."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from histo_ssl.artifacts import write_image
-from histo_ssl.disk import NotWrittenError
 from histo_ssl.progress import Progress
 from histo_ssl.slides.grid import Tiling, tile_grid
 from histo_ssl.slides.index import TileIndex, write_index
+from histo_ssl.slides.ledger import Ledger, Survey
 from histo_ssl.slides.overlay import LONG_SIDE_PX, overlay
+from histo_ssl.slides.processes import Ended, Processes, each
 from histo_ssl.slides.reader import Pixels, Slide
+from histo_ssl.slides.segments import Limits
 from histo_ssl.slides.tissue import tissue_mask
 from histo_ssl.units import area_mm2
 
+log = logging.getLogger(__name__)
+
 OVERLAYS = "overlays"  # folder of the pictures, <slide_id>.png each
 MANIFEST = ("slide_id", "path", "patient_id", "site", "label", "split")
-UNKNOWN = {"width_px": 0, "height_px": 0, "mpp": float("nan"), "n_levels": 0, "tissue_mm2": 0.0}
+UNKNOWN: Mapping[str, str | int | float] = {
+    "width_px": 0,
+    "height_px": 0,
+    "mpp": float("nan"),
+    "n_levels": 0,
+    "n_unwritten": 0,
+    "tissue_mm2": 0.0,
+    "n_bytes": 0,
+    "modified_ns": 0,
+    "digest": "",
+}
 FOUND = (*UNKNOWN, "n_tiles", "seconds", "reason")
+NO_TILES = np.zeros((0, 2), np.int32)
+
+Slot = tuple[Mapping[str, str], float | None]  # a row of the manifest, and the um/px that overrules its file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What was found on one slide."""
+class Recipe:
+    """All that a survey depends on, beside the slide and what is said of it."""
 
-    xy_level0: NDArray[np.int32]  # (N, 2) left and top edges of its tiles
-    mask_hw: NDArray[np.bool_]  # tissue, over the whole scan; (0, 0) for a slide that failed
-    status: Mapping[str, str | int | float]  # its row of status.csv; "reason" is "" where all is well
+    tiling: Tiling  # how to cut, and what is tissue
+    limits: Limits  # sizes that a slide must keep
+    mpp_if_unknown: float | None  # um/px of slides of which neither a person nor the file says it
 
 
 def survey_slides(
     slides: pd.DataFrame,
     *,
     mpps: Sequence[float | None],
-    mpp_if_unknown: float | None,
-    tiling: Tiling,
+    recipe: Recipe,
     folder: Path,
-    n_processes: int,
+    processes: Processes,
     executor: Executor | None = None,
 ) -> TileIndex:
     """Survey all slides of a list and write their index, their status and an overlay each.
 
+    Slides that an interrupted call surveyed in the same folder are not read again, unless they changed.
+
     Args:
         slides: a manifest, one row per slide.
         mpps: for each slide the um/px that overrules its file, or None.
-        mpp_if_unknown: um/px of slides that neither `mpps` nor their files say, or None.
-        tiling: how to cut, and what is tissue.
-        folder: receives `index.npy`, `status.csv` and `overlays/`.
-        n_processes: slides surveyed at a time where no executor is given; 0 or 1: in this process.
-        executor: of a cluster, say.
+        recipe: how.
+        folder: receives `index.npy`, `status.csv`, `overlays/` and, to be removed by `forget`, `surveys/`.
+        processes: in which slides are surveyed where no executor is given.
+        executor: of a cluster, say; what hangs or crashes there is its own business.
 
     Returns:
         The index, its slides in the order of the list. Slides that failed have no tiles and say why.
 
     Raises:
-        ValueError: `tiling` is not for slides.
+        ValueError: `recipe.tiling` is not for slides.
     """
-    tiling.spec  # noqa: B018  # refuses what no slide can be cut by, before the first is opened
+    recipe.tiling.spec  # noqa: B018  # refuses what no slide can be cut by, before the first is opened
     (folder / OVERLAYS).mkdir(parents=True, exist_ok=True)
     rows = [{str(name): str(value) for name, value in row.items()} for row in slides.to_dict("records")]
-    work = partial(survey, mpp_if_unknown=mpp_if_unknown, tiling=tiling, overlays=folder / OVERLAYS)
-    found: list[Mapping[str, str | int | float]] = []
-    xy_level0 = []
-    n_workers = min(n_processes, len(rows))
-    with (
-        _mapping(executor, n_workers) as each,
-        Progress("tile", n_items=len(rows), noun="slides") as progress,
-    ):
-        for result in each(work, rows, mpps):
-            found.append(result.status)
-            xy_level0.append(result.xy_level0)
+    slots: list[Slot] = list(zip(rows, mpps, strict=True))
+    ledger = Ledger(folder, made_with=asdict(recipe))
+    found = {i: survey for i, slot in enumerate(slots) if (survey := ledger.find(*slot)) is not None}
+    if found:
+        log.info("tile: %d of %d slides were surveyed before the interruption", len(found), len(slots))
+    left = [i for i in range(len(slots)) if i not in found]
+    work = partial(_survey_and_keep, recipe=recipe, overlays=folder / OVERLAYS, ledger=ledger)
+    run: Callable[..., Iterable[Survey | Ended[Slot]]] = (
+        executor.map if executor is not None else partial(each, processes=processes)
+    )
+    with Progress("tile", n_items=len(slots), n_before=len(found), noun="slides") as progress:
+        for i, result in zip(left, run(work, [slots[i] for i in left]), strict=True):
+            found[i] = _without_result(result) if isinstance(result, Ended) else result
             progress.advance(1)
-    extra = [name for name in slides.columns if name not in MANIFEST]
-    status = pd.DataFrame(found, columns=[*MANIFEST, *FOUND, *extra])
-    return write_index(folder, status=status, xy_level0=xy_level0)
+    return _write(slides, [found[i] for i in range(len(slots))], folder=folder)
 
 
-def survey(
-    row: Mapping[str, str],
-    mpp: float | None,
-    *,
-    mpp_if_unknown: float | None,
-    tiling: Tiling,
-    overlays: Path,
-) -> Survey:
+def survey(row: Mapping[str, str], mpp: float | None, *, recipe: Recipe, overlays: Path) -> Survey:
     """Find the tissue and the tiles of one slide, and draw its overlay.
 
     Args:
         row: of the manifest; `slide_id` and `path` are used, all is passed on.
         mpp: um/px that overrules the file's, or None.
-        mpp_if_unknown: um/px where neither `mpp` nor the file says it, or None.
-        tiling: how to cut, and what is tissue.
+        recipe: how.
         overlays: folder that receives `<slide_id>.png`.
 
     Returns:
-        Tiles, mask and status. Nothing that is wrong with the slide raises: its status says why it failed.
+        Tiles and status. Nothing that is wrong with the slide raises: its status says why it failed.
+
+    Raises:
+        OSError: the overlay cannot be written.
     """
     started = time.perf_counter()
     facts: dict[str, str | int | float] = dict(UNKNOWN)
-    mask_hw, xy_level0 = np.zeros((0, 0), bool), np.zeros((0, 2), np.int32)
+    xy_level0, tiling = NO_TILES, recipe.tiling
+    picture: Image.Image | None = None
     try:
-        slide = Slide(row["path"], mpp=mpp, mpp_if_unknown=mpp_if_unknown)
+        slide = Slide(row["path"], mpp=mpp, mpp_if_unknown=recipe.mpp_if_unknown)
+        facts |= asdict(slide.stamp)
+        facts["n_unwritten"] = slide.n_unwritten(recipe.limits)
         facts |= _facts(slide)
         thumbnail, mask_hw = _tissue(slide, tiling)
         facts["tissue_mm2"] = round(_area_mm2(slide, mask_hw), 4)
         tiles = tile_grid(mask_hw, tiling.spec, size_level0=slide.size_level0, slide_mpp=slide.mpp)
-        _draw(slide, thumbnail, mask_hw, tiles, tiling=tiling, path=overlays / f"{row['slide_id']}.png")
+        picture = _picture(slide, thumbnail, mask_hw, tiles, tiling=tiling)
         xy_level0, reason = tiles, _shortcoming(mask_hw, tiles, tiling)
-    except NotWrittenError:  # the disk's fault, not the slide's
-        raise
-    except (MemoryError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except MemoryError:
+        reason = f"{row['path']}: reading it takes more memory than there is, or data.max_memory_gb allows"
+    except (FileNotFoundError, ValueError) as error:
+        reason = " ".join(str(error).split())
+    if picture is not None:
+        write_image(overlays / f"{row['slide_id']}.png", picture)
     seconds = round(time.perf_counter() - started, 3)
     status = {**row, **facts, "n_tiles": len(xy_level0), "seconds": seconds, "reason": reason}
-    return Survey(xy_level0=xy_level0, mask_hw=mask_hw, status=status)
+    return Survey(xy_level0=xy_level0, status=status, is_read=picture is not None)
+
+
+def _survey_and_keep(slot: Slot, *, recipe: Recipe, overlays: Path, ledger: Ledger) -> Survey:
+    """The survey of a slide, which is on the disk before it counts."""
+    found = survey(*slot, recipe=recipe, overlays=overlays)
+    ledger.keep(*slot, found)
+    return found
+
+
+def _without_result(ended: Ended[Slot]) -> Survey:
+    row, _ = ended.item
+    nothing: dict[str, str | int | float] = {
+        "n_tiles": 0,
+        "seconds": 0.0,
+        "reason": f"{row['path']}: {ended.reason}",
+    }
+    return Survey(xy_level0=NO_TILES, status={**row, **UNKNOWN, **nothing}, is_read=False)
+
+
+def _write(slides: pd.DataFrame, surveys: Sequence[Survey], *, folder: Path) -> TileIndex:
+    extra = [name for name in slides.columns if name not in MANIFEST]
+    columns = [*MANIFEST, *FOUND, *extra]
+    status = pd.DataFrame([survey.status for survey in surveys], columns=columns)
+    return write_index(folder, status=status, xy_level0=[survey.xy_level0 for survey in surveys])
 
 
 def _facts(slide: Slide) -> dict[str, int | float]:
@@ -156,31 +197,16 @@ def _shortcoming(mask_hw: NDArray[np.bool_], xy_level0: NDArray[np.int32], tilin
     )
 
 
-def _draw(
+def _picture(
     slide: Slide,
     thumbnail: Pixels,
     mask_hw: NDArray[np.bool_],
     xy_level0: NDArray[np.int32],
     *,
     tiling: Tiling,
-    path: Path,
-) -> None:
-    """Write the overlay; a small slide is read again, finer, so that its tiles can be told apart."""
+) -> Image.Image:
+    """The overlay; a small slide is read again, finer, so that its tiles can be told apart."""
     if max(thumbnail.shape) < LONG_SIDE_PX:
         thumbnail = slide.thumbnail(max(slide.size_level0) * slide.mpp / LONG_SIDE_PX)
     side = tiling.spec.side_level0(slide.mpp)
-    picture = overlay(thumbnail, mask_hw, xy_level0, side_level0=side, size_level0=slide.size_level0)
-    write_image(path, picture)
-
-
-@contextmanager
-def _mapping(executor: Executor | None, n_processes: int) -> Iterator[Callable[..., Iterable[Survey]]]:
-    """A `map` over slides that keeps their order: the executor's, a process pool's, or Python's own."""
-    if executor is not None:
-        yield executor.map
-    elif n_processes <= 1:
-        yield map
-    else:
-        # Spawned, since a fork would copy the locks of the threads that decode and compute here.
-        with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
-            yield pool.map
+    return overlay(thumbnail, mask_hw, xy_level0, side_level0=side, size_level0=slide.size_level0)

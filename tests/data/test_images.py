@@ -27,7 +27,7 @@ def _paint(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:
 
 
 def _listed(data: ImageData, tiling: Tiling, folder: Path) -> ImageTiles:
-    data.tile(tiling, folder=folder, home=folder, n_processes=1)
+    data.tile(tiling, folder=folder, home=folder, n_processes=0, slide_timeout_s=60)
     source = open_source(folder)
     assert isinstance(source, ImageTiles)
     return source

@@ -1,12 +1,17 @@
 """The tiling of the configuration, so that tests hold for the values that users get."""
 
+import math
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from histo_ssl.slides.grid import Tiling
+from histo_ssl.slides.processes import Processes
+from histo_ssl.slides.segments import Limits
+from histo_ssl.slides.survey import Recipe
 from histo_ssl.slides.tissue import TissueSpec
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "tiling"
@@ -25,3 +30,22 @@ def tissue_spec(tiling: Tiling) -> TissueSpec:
     """Of `conf/tiling/tissue/he.yaml`."""
     assert tiling.tissue is not None
     return tiling.tissue
+
+
+@pytest.fixture(scope="session")
+def limits() -> Limits:
+    """Of `conf/data/slides.yaml`."""
+    values = OmegaConf.load(CONF.parent / "data" / "slides.yaml")
+    return Limits(slide_px=1e9 * values.max_gigapixels, segment_px=1e6 * values.max_segment_megapixels)
+
+
+@pytest.fixture(scope="session")
+def recipe(tiling: Tiling, limits: Limits) -> Recipe:
+    """Of `conf/tiling/small.yaml` and `conf/data/slides.yaml`."""
+    return Recipe(tiling=tiling, limits=limits, mpp_if_unknown=None)
+
+
+@pytest.fixture
+def here() -> Processes:
+    """No process but the test's own."""
+    return Processes(n=0, timeout_s=math.inf, memory_gb=math.inf)

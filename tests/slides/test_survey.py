@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histo_ssl.slides.grid import Tiling
 from histo_ssl.slides.overlay import OUTLINE, TILE, overlay
-from histo_ssl.slides.survey import survey, survey_slides
+from histo_ssl.slides.processes import Processes
+from histo_ssl.slides.survey import Recipe, survey, survey_slides
 
 TISSUE = (slice(256, 768), slice(128, 896))  # rows and columns, px: exactly 24 tiles of 128 px
 
@@ -45,11 +45,9 @@ def row(path: str) -> dict[str, str]:
 
 
 def test_a_survey_finds_exactly_the_tiles_that_hold_the_tissue(
-    tissue_slide: str, tiling: Tiling, tmp_path: Path
+    tissue_slide: str, recipe: Recipe, here: Processes, tmp_path: Path
 ) -> None:
-    found = survey(
-        row(tissue_slide), None, mpp_if_unknown=None, tiling=tiling, overlays=tmp_path / "overlays"
-    )
+    found = survey(row(tissue_slide), None, recipe=recipe, overlays=tmp_path / "overlays")
     expected = [[x, y] for y in range(256, 768, 128) for x in range(128, 896, 128)]
     assert found.xy_level0.tolist() == expected
     status = found.status
@@ -83,9 +81,9 @@ def test_the_overlay_frames_each_tile_and_outlines_the_tissue() -> None:
 
 
 def test_a_slide_of_glass_has_a_picture_no_tile_and_a_reason(
-    glass_slide: str, tiling: Tiling, tmp_path: Path
+    glass_slide: str, recipe: Recipe, here: Processes, tmp_path: Path
 ) -> None:
-    found = survey(row(glass_slide), None, mpp_if_unknown=None, tiling=tiling, overlays=tmp_path)
+    found = survey(row(glass_slide), None, recipe=recipe, overlays=tmp_path)
     assert found.status["n_tiles"] == 0
     assert str(found.status["reason"]).startswith("no tissue found")
     with Image.open(tmp_path / "glass.png") as picture:
@@ -93,17 +91,16 @@ def test_a_slide_of_glass_has_a_picture_no_tile_and_a_reason(
 
 
 def test_tissue_too_little_for_a_tile_says_what_to_lower(
-    tissue_slide: str, tiling: Tiling, tmp_path: Path
+    tissue_slide: str, recipe: Recipe, here: Processes, tmp_path: Path
 ) -> None:
-    large = replace(tiling, size_px=2000, stride_px=2000)
-    reason = survey(row(tissue_slide), None, mpp_if_unknown=None, tiling=large, overlays=tmp_path).status[
-        "reason"
-    ]
+    large = replace(recipe.tiling, size_px=2000, stride_px=2000)
+    too_large = replace(recipe, tiling=large)
+    reason = survey(row(tissue_slide), None, recipe=too_large, overlays=tmp_path).status["reason"]
     assert str(reason).startswith("no tile of 2000 px at 0.5 um/px fits in the scan with 50% tissue; lower")
 
 
 def test_one_bad_slide_of_a_list_costs_a_row_and_no_more(
-    tissue_slide: str, glass_slide: str, write_slide, tiling: Tiling, tmp_path: Path
+    tissue_slide: str, glass_slide: str, write_slide, recipe: Recipe, here: Processes, tmp_path: Path
 ) -> None:
     (tmp_path / "text.svs").write_text("no slide")
     unknown = write_slide([np.zeros((64, 64, 3), np.uint8)], mpp=None, name="unknown.tif")
@@ -120,10 +117,9 @@ def test_one_bad_slide_of_a_list_costs_a_row_and_no_more(
     index = survey_slides(
         listed(*paths),
         mpps=mpps,
-        mpp_if_unknown=None,
-        tiling=tiling,
+        recipe=recipe,
         folder=tmp_path / "tiles",
-        n_processes=1,
+        processes=here,
     )
     assert index.slides["n_tiles"].tolist() == [0, 24, 0, 0, 0, 0]
     expected = [
@@ -138,7 +134,8 @@ def test_one_bad_slide_of_a_list_costs_a_row_and_no_more(
         assert wanted in said
         assert bool(said) == bool(wanted)
     manifest = ["slide_id", "path", "patient_id", "site", "label", "split"]
-    found = ["width_px", "height_px", "mpp", "n_levels", "tissue_mm2", "n_tiles", "seconds", "reason"]
+    found = ["width_px", "height_px", "mpp", "n_levels", "n_unwritten", "tissue_mm2"]
+    found += ["n_bytes", "modified_ns", "digest", "n_tiles", "seconds", "reason"]
     assert index.slides.columns.tolist() == [*manifest, *found, "batch"]
     assert set(index.tiles["slide"]) == {1}
     assert sorted(path.name for path in (tmp_path / "tiles" / "overlays").iterdir()) == [
@@ -147,15 +144,18 @@ def test_one_bad_slide_of_a_list_costs_a_row_and_no_more(
     ]
 
 
-def test_stated_um_per_px_overrules_the_file(tissue_slide: str, tiling: Tiling, tmp_path: Path) -> None:
-    full = replace(tiling, min_tissue=0.9)  # the block's left and right edges halve tiles of 256 level-0 px
+def test_stated_um_per_px_overrules_the_file(
+    tissue_slide: str, recipe: Recipe, here: Processes, tmp_path: Path
+) -> None:
+    full = replace(
+        recipe.tiling, min_tissue=0.9
+    )  # the block's left and right edges halve tiles of 256 level-0 px
     index = survey_slides(
         listed(tissue_slide),
         mpps=[0.25],
-        mpp_if_unknown=None,
-        tiling=full,
+        recipe=replace(recipe, tiling=full),
         folder=tmp_path / "tiles",
-        n_processes=0,
+        processes=here,
     )
     assert index.slides["mpp"].tolist() == [0.25]
     assert index.of_slide(0).tolist() == [[256, 256], [512, 256], [256, 512], [512, 512]]
@@ -163,23 +163,24 @@ def test_stated_um_per_px_overrules_the_file(tissue_slide: str, tiling: Tiling, 
 
 @pytest.mark.slow
 def test_the_index_is_the_same_from_one_process_two_or_an_executor(
-    tissue_slide: str, glass_slide: str, tiling: Tiling, tmp_path: Path
+    tissue_slide: str, glass_slide: str, recipe: Recipe, here: Processes, tmp_path: Path
 ) -> None:
     slides = listed(tissue_slide, glass_slide)
-    one = survey_slides(
-        slides, mpps=[None, None], mpp_if_unknown=None, tiling=tiling, folder=tmp_path / "1", n_processes=1
-    )
+    one = survey_slides(slides, mpps=[None, None], recipe=recipe, folder=tmp_path / "1", processes=here)
     two = survey_slides(
-        slides, mpps=[None, None], mpp_if_unknown=None, tiling=tiling, folder=tmp_path / "2", n_processes=2
+        slides,
+        mpps=[None, None],
+        recipe=recipe,
+        folder=tmp_path / "2",
+        processes=Processes(n=2, timeout_s=60, memory_gb=4),
     )
     with ThreadPoolExecutor(2) as pool:
         threads = survey_slides(
             slides,
             mpps=[None, None],
-            mpp_if_unknown=None,
-            tiling=tiling,
+            recipe=recipe,
             folder=tmp_path / "3",
-            n_processes=1,
+            processes=here,
             executor=pool,
         )
     for other in (two, threads):
@@ -189,14 +190,15 @@ def test_the_index_is_the_same_from_one_process_two_or_an_executor(
         )
 
 
-def test_a_tiling_for_images_is_refused_before_any_slide_is_opened(tiling: Tiling, tmp_path: Path) -> None:
-    native = replace(tiling, size_px=None)
+def test_a_tiling_for_images_is_refused_before_any_slide_is_opened(
+    recipe: Recipe, here: Processes, tmp_path: Path
+) -> None:
+    native = replace(recipe.tiling, size_px=None)
     with pytest.raises(ValueError, match=r"tiling\.size_px=None"):
         survey_slides(
             listed("absent.tif"),
             mpps=[None],
-            mpp_if_unknown=None,
-            tiling=native,
+            recipe=replace(recipe, tiling=native),
             folder=tmp_path,
-            n_processes=1,
+            processes=here,
         )

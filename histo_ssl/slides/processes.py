@@ -1,0 +1,119 @@
+"""Work in child processes that can be ended: one that hangs, crashes or grows costs its own result only.
+
+Children are forked from a server that has imported the reader and runs no thread, so that one that was ended
+is replaced within milliseconds, and no lock of this process is copied.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import TimeoutError as OutOfTime
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+GB = 2**30
+PRELOADED = "histo_ssl.slides.survey"  # what children of the server have imported already
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """How work is spread over child processes, and what each of its items may take."""
+
+    n: int  # at a time; 0: in this process, without limits
+    timeout_s: float  # for one item
+    memory_gb: float  # beyond what a child takes at rest
+
+
+@dataclass(frozen=True)
+class Ended(Generic[Item]):
+    """An item whose process did not live to give its result."""
+
+    item: Item
+    reason: str
+
+
+def each(
+    work: Callable[[Item], Result], items: Sequence[Item], processes: Processes
+) -> Iterator[Result | Ended[Item]]:
+    """The results of all items, in their order.
+
+    Args:
+        work: picklable.
+        items: picklable.
+        processes: how many, and what each item may take.
+
+    Returns:
+        For an item whose process hung or crashed, why.
+
+    Raises:
+        ValueError: no child process can live with so little memory.
+    """
+    if processes.n == 0:
+        yield from map(work, items)
+        return
+    with _pool(processes, n_items=len(items)) as pool:
+        results = pool.map(work, items, timeout=processes.timeout_s).result()
+        for item in items:
+            try:
+                yield next(results)
+            except OutOfTime:
+                yield Ended(item, f"the reader did not finish within slide_timeout_s={processes.timeout_s:g}")
+            except ProcessExpired as error:
+                yield Ended(item, f"the reader crashed (exit status {error.exitcode})")
+
+
+@contextlib.contextmanager
+def _pool(processes: Processes, *, n_items: int) -> Iterator[ProcessPool]:
+    context = ForkServerContext()
+    context.set_forkserver_preload([PRELOADED])
+    n = min(processes.n, max(1, n_items))
+    with ProcessPool(n, initializer=_begin, initargs=(processes.memory_gb,), context=context) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"data.max_memory_gb={processes.memory_gb:g}: the processes that read slides ended before "
+                "they could begin; raise it"
+            ) from error
+        except BaseException:
+            pool.stop()  # type: ignore[no-untyped-call]  # or leaving the pool would wait for all that was not begun
+            raise
+
+
+def _begin(memory_gb: float) -> None:
+    """What a child does first: bound its memory, and see to it that it does not outlive its parent."""
+    _bound_memory(memory_gb)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: Any) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def _bound_memory(gb: float) -> None:
+    """Let allocations fail, as on a full machine, once this process takes so much beyond what it has.
+
+    Data are bounded, not addresses, of which libraries map more than they use. Linux only, elsewhere a no-op.
+    """
+    statm = Path("/proc/self/statm")
+    if not statm.exists() or math.isinf(gb):
+        return
+    n_pages = int(statm.read_text().split()[5])  # data and stack
+    limit = n_pages * resource.getpagesize() + int(gb * GB)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))

@@ -2,6 +2,9 @@
 
 import os
 import re
+import struct
+import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from histo_ssl.artifacts import write_json, write_text
 from histo_ssl.data.base import HELD_OUT, SOURCE, SPLITS, STATUS, Part, check_failures, named_splits
@@ -17,6 +20,18 @@ from histo_ssl.slides.grid import Tiling
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 IMAGES = "images.csv"
+# What Pillow raises when bytes are not what they should be.
+UNREADABLE = (
+    EOFError,
+    Image.DecompressionBombError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 PART_TILES = 4096  # images embedded into one file: a minute or so of work on a small machine
 COLUMNS = ("path", "label", "split", "group")
 
@@ -63,7 +78,8 @@ class ImageData:
         )
         good = listed[~listed["path"].isin(failures)].reset_index(drop=True)
         tile_px = tiling.size_px or _common_side([size for size in sizes if not isinstance(size, str)])
-        _write_csv(good, folder / IMAGES)
+        n_bytes = [Path(path).stat().st_size for path in good["path"]]
+        _write_csv(good.assign(n_bytes=n_bytes), folder / IMAGES)
         _write_csv(pd.DataFrame({"path": list(failures), "reason": list(failures.values())}), folder / STATUS)
         write_json(folder / SOURCE, {"kind": "images", "tile_px": tile_px, "mpp": tiling.mpp})
         return {"tiles": len(good), "failed": len(failures)}
@@ -92,17 +108,23 @@ class ImageTiles:
         self.mpp = mpp
         self.images = pd.read_csv(folder / IMAGES, dtype=str, keep_default_na=False)
         self._paths = self.images["path"].to_numpy(dtype=str)
+        is_known = "n_bytes" in self.images  # not in lists of old
+        self._n_bytes = self.images["n_bytes"].astype(np.int64).to_numpy() if is_known else None
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, i: int) -> NDArray[np.uint8]:
         """Image i as (tile_px, tile_px, 3) RGB; its central square, scaled where it has another size."""
+        path = self._paths[i]
         try:
-            with Image.open(self._paths[i]) as image:
-                return np.array(_square(image.convert("RGB"), self.tile_px))
-        except OSError as error:
-            raise ValueError(f"{self._paths[i]}: cannot be read as an image: {error}") from error
+            with Path(path).open("rb") as file:
+                if self._n_bytes is not None and os.fstat(file.fileno()).st_size != self._n_bytes[i]:
+                    raise ValueError("the file has changed since it was listed; delete its tile folder")
+                with Image.open(file) as image:
+                    return np.array(_square(image.convert("RGB"), self.tile_px))
+        except UNREADABLE as error:
+            raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 
     def coords(self) -> NDArray[np.int64]:
         """(N, 2) zeros: an image is its tile."""
@@ -201,11 +223,13 @@ def _group(pattern: str, path: str) -> str:
 def _image_size(path: str) -> tuple[int, int] | str:
     """Width and height from the file's header, or the reason why there is none."""
     try:
-        with Image.open(path) as image:
-            return image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size
     except FileNotFoundError:
         return "no such file"
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombWarning) as error:
         return f"not a readable image ({type(error).__name__})"
 
 

@@ -1,6 +1,7 @@
 """The list of slides: from a folder, a glob, or a CSV, checked before the first slide is opened."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,16 @@ from typing import Any
 import fsspec
 import pandas as pd
 
-from histo_ssl.data.base import named_splits
+from histo_ssl.data.base import STATUS, named_splits
 from histo_ssl.redaction import redact, refuse_credentials
+from histo_ssl.slides.survey import FOUND
 
 COLUMNS = ("slide_id", "path", "patient_id", "site", "label", "split")
 NEEDED = ("slide_id", "path")
 SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".qptiff")  # what tiffslide opens
 TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}(?=-|$)")  # the first 12 characters of a barcode
+UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no text, or halves of it; no CSV gives it back
+MAX_ID_BYTES = 200  # file systems take 255, some of which go into ".tmp-" and a suffix
 N_NAMED = 5  # rows that an error names; the others are counted
 
 
@@ -33,8 +37,8 @@ def slide_list(*, root: str | None, manifest: str | None) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such manifest, or no slide in the folder.
-        ValueError: neither or both are given; a column is missing; an id is empty, has a slash, or is there
-            twice; a local file is missing; a patient is in two splits.
+        ValueError: neither or both are given; a column is missing, or one of status.csv's own; an id is empty
+            or no file name, or is there twice; a local file is missing; a patient is in two splits.
     """
     if (root is None) == (manifest is None):
         raise ValueError(
@@ -136,7 +140,7 @@ def _read_csv(path: str, *, needed: Sequence[str]) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no such CSV") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, UnicodeError) as error:
         raise ValueError(f"{path}: not a CSV: {' '.join(str(error).split())}") from error
     missing = [name for name in needed if name not in table.columns]
     if missing:
@@ -179,10 +183,29 @@ def _patient(slide_id: str) -> str:
 
 def _check(slides: pd.DataFrame, source: str) -> None:
     ids, paths = slides["slide_id"], slides["path"]
+    ours = [name for name in slides.columns if name in FOUND]
+    if ours:
+        raise ValueError(
+            f"{source}: {STATUS} has columns {', '.join(ours)} of its own; rename them (um/px that a person "
+            "knows are stated with data.mpp_override)"
+        )
     _refuse(paths[ids == ""], f"{source}: slides without a slide_id")
     _refuse(ids[ids.str.contains(r"[/\\]")], f"{source}: a slide_id names files, so it has no slash; found")
+    _refuse(
+        ids[ids.str.startswith(".")], f"{source}: a slide_id names files, so it starts with no dot; found"
+    )
+    for name in slides.columns:
+        rows = slides["slide_id"][slides[name].str.contains(UNFIT)]
+        _refuse(rows.map(ascii), f"{source}: control characters or broken text in column {name!a} of")
+    too_long = ids.map(lambda slide_id: len(slide_id.encode())) > MAX_ID_BYTES
+    _refuse(ids[too_long], f"{source}: a slide_id names files, so it has up to {MAX_ID_BYTES} bytes; found")
     _refuse((ids + " = " + paths)[ids.duplicated(keep=False)], f"{source}: slide_id is not unique; found")
-    is_missing = [not is_remote(path) and not Path(path).is_file() for path in paths]
+    alike = ids.map(lambda slide_id: unicodedata.normalize("NFC", slide_id).casefold())
+    _refuse(
+        (ids + " = " + paths)[alike.duplicated(keep=False)],
+        f"{source}: slide_id names files, so it differs in more than capitals and accents' encoding; found",
+    )
+    is_missing = [not is_remote(path) and not _is_file(path) for path in paths]
     _refuse((ids + " = " + paths)[is_missing], f"{source}: files that do not exist")
     splits = (
         slides[(slides["split"] != "") & (slides["patient_id"] != "")]
@@ -194,6 +217,13 @@ def _check(slides: pd.DataFrame, source: str) -> None:
         split_patients.index.to_series() + " in " + split_patients,
         f"{source}: all slides of a patient belong to one split; found",
     )
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # the name is too long, say
+        return False
 
 
 def _refuse(rows: "pd.Series[str]", complaint: str) -> None:

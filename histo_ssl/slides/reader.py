@@ -185,8 +185,11 @@ class Slide:
         pixels = _rgb(pixels_of(self.path, self._known, level=level, window=stored), path=self.path)
         # A level may lack the column or row of a remainder that the scan has: there the last one repeats.
         scanned = clipped(window, (max(w, math.ceil(w0 / dx)), max(h, math.ceil(h0 / dy))))
-        pixels = np.pad(pixels, margins(stored, scanned), mode="edge")
-        return np.pad(pixels, margins(scanned, window), constant_values=WHITE)
+        if scanned != stored:
+            pixels = np.pad(pixels, margins(stored, scanned), mode="edge")
+        return (
+            pixels if window == scanned else np.pad(pixels, margins(scanned, window), constant_values=WHITE)
+        )
 
 
 def _sane_override(mpp: float, *, path: str) -> float:

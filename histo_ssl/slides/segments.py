@@ -86,7 +86,17 @@ def _n_unwritten(page: TiffPage | TiffFrame, *, n_bytes: int, limits: Limits) ->
             f"{is_beyond.sum()} of {len(starts)} stored tiles lie beyond the file's end at {n_bytes} bytes; "
             "it is truncated or damaged, copy it again"
         )
-    return n_lacking + int(((starts == 0) | (sizes == 0)).sum())
+    is_written = (starts > 0) & (sizes > 0)
+    _check_apart(starts[is_written], sizes[is_written])
+    return n_lacking + int((~is_written).sum())
+
+
+def _check_apart(starts: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> None:
+    """Refuse segments that overlap in the file, unless they are one and the same, as some write glass."""
+    places = np.unique(np.stack([starts, starts + sizes]), axis=1)
+    n_overlapping = int((places[1, :-1] > places[0, 1:]).sum())
+    if n_overlapping:
+        raise ValueError(f"{n_overlapping} stored tiles overlap others in the file: their list is damaged")
 
 
 def _check_sizes(page: TiffPage, grid: Grid, limits: Limits) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from aiohttp import ClientError
 from numpy.typing import NDArray
-from tifffile import TiffPageSeries
+from tifffile import TiffFile, TiffPageSeries
 from tiffslide.tiffslide import PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, TiffSlide
 
 from histo_ssl.slides import segments
@@ -71,6 +71,7 @@ class OpenSlide(TiffSlide):
         self.file = self.ts_tifffile.filehandle
         weakref.finalize(self, self.ts_tifffile.close)
         self.opened_at = state(self.file)
+        _check_chain(self.ts_tifffile)
         self.levels = [self._parts(level) for level in range(len(self.level_dimensions))]
         for image in self._images():
             segments.check(image)
@@ -190,6 +191,20 @@ def _opened(path: str, known: Stamp | None) -> OpenSlide:
         slide.close()
         raise ValueError("the file has changed since it was tiled; tile it again (delete its tile folder)")
     return slide
+
+
+def _check_chain(tiff: TiffFile) -> None:
+    """Refuse pages that lead back to one another, which tifffile would follow forever."""
+    form, file, seen = tiff.tiff, tiff.filehandle, set()
+    place = tiff.pages.first.offset
+    while 0 < place < file.size:
+        if place in seen:
+            raise ValueError("its pages lead back to one another; the file is damaged")
+        seen.add(place)
+        file.seek(place)
+        (n_tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+        file.seek(place + form.tagnosize + n_tags * form.tagsize)
+        (place,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
 
 
 def _mpp_xy(properties: dict[str, Any]) -> tuple[float, float] | None:

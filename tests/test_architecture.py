@@ -39,10 +39,12 @@ MAY_IMPORT = {
     "signatures": set(),
     "targets": {"redaction"},
     "preflight": {"plan", "signatures", "targets"},
+    "export": {"artifacts", "backbones", "encode", "methods", "plan"},
     "stages": {
         "artifacts",
         "data",
         "encode",
+        "export",
         "methods",
         "plan",
         "preflight",
@@ -63,11 +65,12 @@ OWNERS = {
     "simplejpeg": {"slides/codecs.py"},
     "pebble": {"slides/processes.py"},
     "wandb": {"report/wandb.py"},
-    "hydra": {"cli.py", "preflight.py", "stages.py", "signatures.py", "targets.py"},
+    "hydra": {"cli.py", "preflight.py", "stages.py", "export.py", "signatures.py", "targets.py"},
     "omegaconf": {"cli.py", "plan.py"},
-    "timm": {"backbones/timm.py", "backbones/resnet_trunc.py"},
+    "timm": {"backbones/timm.py", "backbones/resnet_trunc.py", "backbones/hub.py"},
+    "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py"},
-    "safetensors": {"encode.py"},
+    "safetensors": {"encode.py", "backbones/weights.py"},
 }
 
 

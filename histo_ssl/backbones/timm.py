@@ -1,6 +1,7 @@
 """Any architecture of timm (https://github.com/huggingface/pytorch-image-models) as a backbone."""
 
 import difflib
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -8,6 +9,9 @@ import timm
 import torch
 from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
+
+# arguments of timm.create_model that fetch or open files; a stranger's card may ask for them
+LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 def timm_backbone(*, name: str, drop_path: float) -> nn.Module:
@@ -28,8 +32,28 @@ def timm_backbone(*, name: str, drop_path: float) -> nn.Module:
     Raises:
         ValueError: timm has no such architecture, or the architecture has no drop path.
     """
+    return timm_variant(name=name, drop_path=drop_path, options={})
+
+
+def timm_variant(*, name: str, drop_path: float, options: Mapping[str, Any]) -> nn.Module:
+    """The same with some of the architecture's own arguments changed, such as `{"num_heads": 12}`.
+
+    Args:
+        name: as in `timm.list_models()`.
+        drop_path: as for `timm_backbone`.
+        options: arguments of timm's architecture and their values.
+
+    Returns:
+        A module whose `num_features` is D. Its parameter names are timm's.
+
+    Raises:
+        ValueError: timm has no such architecture, or it doesn't take these arguments.
+    """
     check_name(name)
-    model = _create(name, drop_path=drop_path)
+    loading = sorted(LOADING & options.keys())
+    if loading:
+        raise ValueError(f"backbone.options: {', '.join(loading)} would load weights; use method=checkpoint")
+    model = _create(name, drop_path=drop_path, options=options)
     # some classifiers widen the pooled features after `num_features` has been set
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
     model.register_forward_pre_hook(partial(check_side, name=name))
@@ -87,16 +111,21 @@ def _choose_attention(model: Any) -> None:
             module.fused_attn = torch.cuda.is_available()
 
 
-def _create(name: str, *, drop_path: float) -> Any:
+def _create(name: str, *, drop_path: float, options: Mapping[str, Any]) -> Any:
     # None leaves an option out, so that architectures without drop path can be built with 0
-    create = partial(timm.create_model, name, num_classes=0, drop_path_rate=drop_path or None)
+    given = {**options, "num_classes": 0, "drop_path_rate": drop_path or None}
     try:
-        return create(dynamic_img_size=True)
+        return timm.create_model(name, **{**given, "dynamic_img_size": True})
     except TypeError:  # only ViTs know that option
         pass
     try:
-        return create()
+        return timm.create_model(name, **given)
     except TypeError as error:
+        if options:
+            raise ValueError(
+                f"backbone.options={dict(options)}: {name} does not take them all ({error}); use "
+                f"arguments of timm's architecture"
+            ) from error
         raise ValueError(
             f"backbone.drop_path: {name} cannot drop paths, got {drop_path}: use 0 ({error})"
         ) from error

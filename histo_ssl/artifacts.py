@@ -6,6 +6,7 @@ process write it; each file appears whole or not at all; `done.json` comes last 
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -54,6 +55,12 @@ def fingerprint(config: Any, *inputs: str) -> str:
     """
     text = json.dumps([config, list(inputs)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash of a file's bytes, whatever its name: 64 hexadecimal digits, remembered until it changes."""
+    facts = path.stat()
+    return _hashed(path, facts.st_size, facts.st_mtime_ns)
 
 
 @contextlib.contextmanager
@@ -218,6 +225,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _digest(counted: Any, files: Any) -> str:
     return fingerprint([counted, files])
+
+
+@functools.cache
+def _hashed(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 (they tell when to read again)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from histo_ssl.artifacts import fingerprint, write_bytes
+from histo_ssl.backbones.weights import fit_positions
 from histo_ssl.data.base import Part, TileSource
 from histo_ssl.data.datamodule import Batch, Loading, Tiles, as_it_is
 from histo_ssl.embeddings import EmbeddingSet, read_embeddings, write_embeddings
@@ -39,7 +40,7 @@ class Card:
     dim: int  # width D of an embedding
     mean: tuple[float, ...]  # one per channel, subtracted from RGB in 0-1
     std: tuple[float, ...]  # divides it afterwards
-    tile_px: int  # side of the tiles it was trained on
+    tile_px: int | None  # side of the tiles it was trained on; None where nobody knows
     mpp: float | None  # their um/px; None where nobody knew
     method: str
     fingerprint: str
@@ -106,7 +107,9 @@ def load_encoder(path: Path) -> Encoder:
     card = read_card(path)
     backbone = _build(card.architecture, path=path)
     try:
-        backbone.load_state_dict(load_file(path))
+        weights = load_file(path)
+        fit_positions(backbone, weights)
+        backbone.load_state_dict(weights)
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise ValueError(f"{path}: its weights don't fit its card's architecture ({reason})") from error

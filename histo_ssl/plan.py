@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from histo_ssl.artifacts import fingerprint
+from histo_ssl.artifacts import file_fingerprint, fingerprint
 from histo_ssl.changes import LISTING
 from histo_ssl.sizing import sized
 
@@ -24,6 +24,8 @@ LEAST = {
     "seed": 0,
 }
 MOST = 2**32 - 1  # what random generators take as a seed
+FROZEN = "histo_ssl.methods.frozen."  # targets of the methods that train nothing
+FOLDER = "local-dir:"  # before the path of a folder of weights
 START_METHODS = ("fork", "spawn", "forkserver")
 
 
@@ -101,8 +103,15 @@ class Plan:
 
     @property
     def pretrain_config(self) -> dict[str, Any]:
-        """What pretraining depends on beside its tiles."""
+        """What the encoder depends on beside the tiles that it is trained on."""
+        if self.is_frozen:
+            return {"backbone": self.group("backbone"), "method": _by_content(self.group("method"))}
         return {name: self.group(name) for name in ("views", "backbone", "method", "training", "seed")}
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the method trains nothing: its encoder then depends on no tiles, views or epochs."""
+        return str(self.group("method._target_")).startswith(FROZEN)
 
     @property
     def tile_folder(self) -> Path:
@@ -118,12 +127,14 @@ class Plan:
     @property
     def encoder_fingerprint(self) -> str:
         """Fingerprint of the encoder: all that it was made of."""
-        return fingerprint(self.pretrain_config, fingerprint(self.tile_config))
+        inputs = () if self.is_frozen else (fingerprint(self.tile_config),)
+        return fingerprint(self.pretrain_config, *inputs)
 
     @property
     def pretrain_folder(self) -> Path:
         """Folder of the encoder."""
-        names = [self.choices[group] for group in ("method", "backbone", "data")]
+        groups = ("method", "backbone") if self.is_frozen else ("method", "backbone", "data")
+        names = [self.choices[group] for group in groups]
         return self.runs_dir / "pretrain" / "-".join([*names, self.encoder_fingerprint])
 
     @property
@@ -146,3 +157,13 @@ class Plan:
 
     def _tiles(self, config: dict[str, Any], *, name: str) -> Path:
         return self.runs_dir / "tiles" / f"{name}-{fingerprint(config)}"
+
+
+def _by_content(method: dict[str, Any]) -> dict[str, Any]:
+    """A method with what is in the file or folder that it reads, in place of the name."""
+    if not method.get("path"):
+        return method
+    path = Path(method["path"].removeprefix(FOLDER))
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    contents = [file_fingerprint(file) for file in files if file.is_file()]
+    return {**method, "path": contents} if contents else method

@@ -21,8 +21,10 @@ from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import Loading, TileDataModule
 from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
-from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder, save_encoder
+from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder
+from histo_ssl.export import ENCODER, card_for, export, freeze
 from histo_ssl.methods.base import SSLMethod
+from histo_ssl.methods.frozen import Feeding
 from histo_ssl.plan import Listed, Plan
 from histo_ssl.preflight import prepared
 from histo_ssl.report.html import build_report
@@ -33,8 +35,6 @@ from histo_ssl.training import Recording, check_takes_tiles, precision_for, trai
 
 log = logging.getLogger(__name__)
 
-ENCODER = "encoder.safetensors"
-CARD = "card.json"
 RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
 
 
@@ -59,20 +59,22 @@ def run(plan: Plan) -> None:
 
 def tile(plan: Plan) -> None:
     """Cut the slides of the run and of its task, or list their images."""
-    wanted = {
-        plan.tile_folder: (plan.tile_config, plan.listing),
-        plan.task_tile_folder: (plan.task_tile_config, plan.task_listing),
-    }
+    wanted = {plan.task_tile_folder: (plan.task_tile_config, plan.task_listing)}
+    if not plan.is_frozen:
+        wanted[plan.tile_folder] = plan.tile_config, plan.listing
     for folder, (config, listing) in wanted.items():
         build = partial(_tile, plan, config, listing)
         artifacts.complete(folder, build=build, label="tile", config=config, listing=listing.content)
 
 
 def pretrain(plan: Plan) -> None:
-    """Train the method's backbone and export its encoder."""
-    _need(plan.tile_folder, stage="tile")
-    config = {**plan.tile_config, **plan.pretrain_config}
-    artifacts.complete(plan.pretrain_folder, build=partial(_pretrain, plan), label="pretrain", config=config)
+    """Train the method's backbone and export its encoder; a frozen method's encoder is only exported."""
+    if plan.is_frozen:
+        build, config = partial(freeze, plan), plan.pretrain_config
+    else:
+        _need(plan.tile_folder, stage="tile")
+        build, config = partial(_pretrain, plan), {**plan.tile_config, **plan.pretrain_config}
+    artifacts.complete(plan.pretrain_folder, build=build, label="pretrain", config=config)
 
 
 def embed(plan: Plan) -> None:
@@ -125,18 +127,9 @@ def _pretrain(plan: Plan, folder: Path) -> Counts:
     data = _datamodule(plan)
     write_sheet(data, folder / "views.png")
     method = _fit(plan, data, folder)
-    card = Card(
-        architecture=_architecture(plan),
-        dim=cast(int, method.encoder().num_features),
-        mean=data.views.mean,
-        std=data.views.std,
-        tile_px=data.source.tile_px,
-        mpp=data.source.mpp,
-        method=plan.choices["method"],
-        fingerprint=plan.encoder_fingerprint,
-    )
-    save_encoder(folder / ENCODER, Encoder(method.encoder(), card))
-    write_json(folder / CARD, asdict(card))
+    views, source = data.views, data.source
+    feeding = Feeding(mean=views.mean, std=views.std, tile_px=source.tile_px, mpp=source.mpp)
+    export(method.encoder(), card_for(plan, method.encoder(), feeding), folder)
     return {"steps": data.total_steps, "tiles": len(data.rows)}
 
 
@@ -145,7 +138,8 @@ def _join_pretraining(plan: Plan, trainer: Trainer) -> None:
     logging.getLogger("histo_ssl").setLevel(logging.WARNING)  # rank 0 says the rest
     folder = plan.pretrain_folder
     is_done = partial(artifacts.is_done, folder)
-    if "pretrain" in plan.cfg.stages and ranks.is_called(trainer, folder.name, is_done=is_done):
+    is_wanted = "pretrain" in plan.cfg.stages and not plan.is_frozen
+    if is_wanted and ranks.is_called(trainer, folder.name, is_done=is_done):
         _fit(plan, _datamodule(plan), folder)
 
 
@@ -203,8 +197,6 @@ def _datamodule(plan: Plan) -> TileDataModule:
     )
 
 
-def _architecture(plan: Plan) -> dict[str, Any]:
-    return {key: value for key, value in plan.group("backbone").items() if key != "_partial_"}
 
 
 def _subjects(plan: Plan, source: TileSource) -> dict[str, Encoder]:

@@ -1,0 +1,48 @@
+"""Encoders leave pretraining by this door: weights and card as one file, the card once more for people."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.utils import instantiate
+from torch import nn
+
+from histo_ssl.artifacts import Counts, write_json
+from histo_ssl.backbones.hub import self_contained
+from histo_ssl.encode import Card, Encoder, save_encoder
+from histo_ssl.methods.frozen import Feeding, FrozenMethod
+from histo_ssl.plan import Plan
+
+ENCODER = "encoder.safetensors"
+CARD = "card.json"
+
+
+def freeze(plan: Plan, folder: Path) -> Counts:
+    """Export the encoder of a method that trains nothing."""
+    method: FrozenMethod = instantiate(plan.group("method"), backbone=instantiate(plan.group("backbone")))
+    method.check()
+    export(method.encoder(), card_for(plan, method.encoder(), method.feeding), folder)
+    return {"steps": 0}
+
+
+def export(backbone: nn.Module, card: Card, folder: Path) -> None:
+    """Write the encoder and its card into `folder`."""
+    save_encoder(folder / ENCODER, Encoder(backbone, card))
+    write_json(folder / CARD, asdict(card))
+
+
+def card_for(plan: Plan, backbone: nn.Module, feeding: Feeding) -> Card:
+    """The card of the encoder that a plan makes."""
+    return Card(
+        architecture=self_contained(_architecture(plan)),
+        dim=cast(int, backbone.num_features),
+        **vars(feeding),
+        method=plan.choices["method"],
+        fingerprint=plan.encoder_fingerprint,
+    )
+
+
+def _architecture(plan: Plan) -> Mapping[str, Any]:
+    machinery = ("_partial_", "_convert_")
+    return {key: value for key, value in plan.group("backbone").items() if key not in machinery}

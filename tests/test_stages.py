@@ -1,0 +1,146 @@
+"""Frozen methods go the same way as the others: an encoder with its card, embeddings, scores."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from huggingface_hub import constants
+from hydra.errors import InstantiationException
+from PIL import Image
+from safetensors.torch import save_file
+
+from histo_ssl import stages
+from histo_ssl.artifacts import counts, is_done, read_json
+from histo_ssl.data.sources import open_source
+from histo_ssl.encode import load_embeddings, load_encoder
+from histo_ssl.plan import Plan
+
+pytestmark = pytest.mark.slow
+
+VIT = ["backbone=timm", "backbone.name=test_vit"]
+DINO = ["method=dino", "method.head.n_outputs=32", "method.head.n_hidden=32", "method.head.n_bottleneck=16"]
+HALVES = ["method.mean=[0.5,0.5,0.5]", "method.std=[0.5,0.5,0.5]"]
+
+
+@pytest.fixture
+def planned(
+    compose: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Plan]:
+    """A function from overrides to a plan, on 24 random images of two classes, far from any hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    for i, tile in enumerate(pixels):
+        path = tmp_path / "images" / "AB"[i % 2] / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tile).save(path)
+    small = ["data=images", f"data.root={tmp_path}/images", "tiling.mpp=0.5", f"runs_dir={tmp_path}/runs"]
+    small += ["training.epochs=1", "training.batch_size=8", "task.protocol.n_bootstrap=10"]
+    small += ["loader.n_workers=0", "n_processes=1", "trainer=cpu", "logger=none"]
+    return lambda *overrides: compose(*overrides, *small)
+
+
+@pytest.fixture
+def tiles() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+def embedded(plan: Plan, tiles: torch.Tensor) -> torch.Tensor:
+    """What the encoder in the plan's folder makes of tiles."""
+    return load_encoder(plan.pretrain_folder / stages.ENCODER)(tiles)
+
+
+def test_random_weights_score_exactly_as_their_floor(planned: Callable[..., Plan]) -> None:
+    plan = planned("method=random", *VIT, "seed=2")
+    stages.run(plan)
+    source = open_source(plan.task_tile_folder)
+    features = [
+        load_embeddings(plan.embedding_folder(encoder.card.fingerprint), source).features
+        for subject, encoder in stages._subjects(plan, source).items()
+        if subject != "colour"
+    ]
+    np.testing.assert_array_equal(*features)
+    results = read_json(plan.result_folder / "results.json")
+    values = {s: [x["value"] for x in results["scores"] if x["subject"] == s] for s in ("encoder", "random")}
+    assert values["encoder"] == values["random"]
+    assert counts(plan.pretrain_folder) == {"steps": 0}
+    card = read_json(plan.pretrain_folder / "card.json")
+    assert (card["method"], card["tile_px"], card["mpp"]) == ("random", None, None)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "encoder.safetensors"])
+def test_our_own_files_come_back_as_the_encoder_that_they_were(
+    planned: Callable[..., Plan], tiles: torch.Tensor, name: str
+) -> None:
+    trained = planned(*DINO, *VIT, "stages=[tile,pretrain]")
+    stages.run(trained)
+    path = trained.pretrain_folder / name
+    again = planned("method=checkpoint", f"method.path={path}", *VIT, "stages=[pretrain]")
+    stages.run(again)
+    assert torch.equal(embedded(again, tiles), embedded(trained, tiles))
+    was, card = (read_json(plan.pretrain_folder / "card.json") for plan in (trained, again))
+    assert {k: v for k, v in card.items() if was[k] != v}.keys() == {"method", "fingerprint"}
+
+
+def test_a_repository_s_model_is_exported_with_all_that_it_needs(
+    planned: Callable[..., Plan], tiles: torch.Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)  # not the seed of the floor
+    options = {"img_size": 32, "init_values": 0.5, "num_classes": 0}
+    theirs = timm.create_model("test_vit", **options).eval()
+    folder = tmp_path / "uni"
+    folder.mkdir()
+    facts = {"mean": [0.7, 0.6, 0.5], "std": [0.1, 0.2, 0.3], "input_size": [3, 32, 32], "num_classes": 0}
+    config = {"architecture": "test_vit", "model_args": options, "pretrained_cfg": facts}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(theirs.state_dict(), folder / "model.safetensors")
+    plan = planned("method=checkpoint", f"method.path=local-dir:{folder}", "backbone=hub")
+    stages.run(plan)
+    exported = load_encoder(plan.pretrain_folder / stages.ENCODER)
+    mean, std = (torch.tensor(facts[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        expected = theirs((tiles / 255 - mean) / std)
+    torch.testing.assert_close(exported(tiles), expected, rtol=0, atol=1e-6)
+    assert exported.card.architecture["_target_"] == "histo_ssl.backbones.timm.timm_variant"
+    assert (exported.card.mean, exported.card.tile_px) == ((0.7, 0.6, 0.5), 32)
+
+
+def test_the_study_s_transfer_row_is_torchvision_s_resnet_without_its_last_stage(
+    planned: Callable[..., Plan], tiles: torch.Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(weights=None).eval()
+    home = tmp_path / "cache" / "models--timm--resnet50.tv_in1k"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    (home / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(theirs.state_dict(), home / "snapshots" / ("0" * 40) / "model.safetensors")
+    plan = planned("method=imagenet", "backbone=resnet50_trunc", "stages=[pretrain]")
+    stages.run(plan)  # without any tiles: it has no use for them
+    theirs.layer4 = theirs.fc = torch.nn.Identity()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = theirs((tiles / 255 - mean) / std)
+    assert expected.shape == (3, 1024)
+    torch.testing.assert_close(embedded(plan, tiles), expected, rtol=0, atol=1e-6)
+
+
+def test_a_frozen_method_tiles_nothing_but_its_task(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = planned("method=random", *VIT, "stages=[tile]", "tiling.size_px=16", "+tiling@task.tiling=native")
+    assert plan.tile_folder != plan.task_tile_folder
+    stages.run(plan)
+    made = [path for path in (tmp_path / "runs" / "tiles").iterdir() if path.is_dir()]
+    assert made == [plan.task_tile_folder]
+
+
+def test_weights_that_are_out_of_reach_leave_no_finished_folder(planned: Callable[..., Plan]) -> None:
+    plan = planned("method=imagenet", "backbone=resnet50_trunc", "stages=[pretrain]")
+    with pytest.raises(InstantiationException, match=r"hf download timm/resnet50\.tv_in1k"):
+        stages.run(plan)
+    assert not is_done(plan.pretrain_folder)

@@ -10,6 +10,7 @@ from torch import nn
 
 from histo_ssl.artifacts import Counts, write_json
 from histo_ssl.backbones.hub import self_contained
+from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.encode import Card, Encoder, save_encoder
 from histo_ssl.methods.frozen import Feeding, FrozenMethod
 from histo_ssl.plan import Plan
@@ -22,7 +23,7 @@ def freeze(plan: Plan, folder: Path) -> Counts:
     """Export the encoder of a method that trains nothing."""
     method: FrozenMethod = instantiate(plan.group("method"), backbone=instantiate(plan.group("backbone")))
     method.check()
-    export(method.encoder(), card_for(plan, method.encoder(), method.feeding), folder)
+    export(method.encoder(), _card(plan, method.encoder(), method.feeding), folder)
     return {"steps": 0}
 
 
@@ -32,8 +33,14 @@ def export(backbone: nn.Module, card: Card, folder: Path) -> None:
     write_json(folder / CARD, asdict(card))
 
 
-def card_for(plan: Plan, backbone: nn.Module, feeding: Feeding) -> Card:
-    """The card of the encoder that a plan makes."""
+def card_of_trained(plan: Plan, backbone: nn.Module, data: TileDataModule) -> Card:
+    """The card of the encoder that a plan trains on these data."""
+    views, source = data.views, data.source
+    feeding = Feeding(mean=views.mean, std=views.std, tile_px=source.tile_px, mpp=source.mpp)
+    return _card(plan, backbone, feeding)
+
+
+def _card(plan: Plan, backbone: nn.Module, feeding: Feeding) -> Card:
     return Card(
         architecture=self_contained(_architecture(plan)),
         dim=cast(int, backbone.num_features),

@@ -12,7 +12,7 @@ from histo_ssl.plan import Listed, Plan, listed
 from histo_ssl.signatures import check_types
 from histo_ssl.targets import KEY, check_targets
 
-TYPED = ("data", "tiling", "views", "backbone", "task")
+TYPED = ("data", "tiling", "views", "backbone", "task", "online")
 # Rank 0 hands what it listed to the ranks that it starts: hours later the same folder may hold more files.
 HANDED = "HISTO_SSL_LISTINGS"
 READERS = {"tile", "pretrain", "embed", "evaluate"}  # stages whose folders depend on what the data list

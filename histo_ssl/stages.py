@@ -22,16 +22,16 @@ from histo_ssl.data.datamodule import Loading, TileDataModule
 from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
 from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder
-from histo_ssl.export import ENCODER, card_for, export, freeze
+from histo_ssl.export import ENCODER, card_of_trained, export, freeze
 from histo_ssl.methods.base import SSLMethod
-from histo_ssl.methods.frozen import Feeding
+from histo_ssl.online import online_scores
 from histo_ssl.plan import Listed, Plan
 from histo_ssl.preflight import prepared
 from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.floors import ColorStatistics
-from histo_ssl.training import Recording, check_takes_tiles, precision_for, train
+from histo_ssl.training import METRICS, Recording, check_takes_tiles, precision_for, train
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,7 @@ def _pretrain(plan: Plan, folder: Path) -> Counts:
     data = _datamodule(plan)
     write_sheet(data, folder / "views.png")
     method = _fit(plan, data, folder)
-    views, source = data.views, data.source
-    feeding = Feeding(mean=views.mean, std=views.std, tile_px=source.tile_px, mpp=source.mpp)
-    export(method.encoder(), card_for(plan, method.encoder(), feeding), folder)
+    export(method.encoder(), card_of_trained(plan, method.encoder(), data), folder)
     return {"steps": data.total_steps, "tiles": len(data.rows)}
 
 
@@ -149,12 +147,14 @@ def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
     log.info("pretrain: %s", why)
     method: SSLMethod = instantiate(config, backbone=instantiate(plan.group("backbone")))
     check_takes_tiles(method.encoder(), data.source.tile_px)
+    card = card_of_trained(plan, method.encoder(), data)
     train(
         method,
         data,
         folder=folder,
         trainer=partial(_trainer(plan), default_root_dir=str(folder)),
         logger=_logger(plan),
+        online=online_scores(plan, data, card=card, folder=folder, metrics=folder / METRICS),
         recording=Recording(checkpoint_every=plan.cfg.checkpoint_every, log_every=plan.cfg.log_every),
     )
     return method

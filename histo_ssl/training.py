@@ -40,12 +40,13 @@ def train(
     folder: Path,
     trainer: TrainerFactory,
     logger: Logger | None,
+    online: Callback | None,
     recording: Recording,
 ) -> Trainer:
     """Train to the last step, from `folder/last.ckpt` if there is one; the Trainer that did it comes back."""
     checkpoint = folder / LAST
     fitted = trainer(
-        callbacks=_callbacks(data, folder=folder, recording=recording),
+        callbacks=_callbacks(data, online, folder=folder, recording=recording),
         logger=logger or False,
         log_every_n_steps=recording.log_every,
         max_steps=data.total_steps,
@@ -101,11 +102,14 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _callbacks(data: TileDataModule, *, folder: Path, recording: Recording) -> list[Callback]:
+def _callbacks(
+    data: TileDataModule, online: Callback | None, *, folder: Path, recording: Recording
+) -> list[Callback]:
     clock = StepClock()
     epoch = data.steps_per_epoch
     return [
         StepSeed(data.seed),
+        *([online] if online else []),  # before the checkpoint, which holds its best score
         clock,
         MetricsLog(folder / METRICS, clock=clock, every_n_steps=recording.log_every, steps_per_epoch=epoch),
         ProgressLine(clock),

@@ -122,4 +122,4 @@ def tiny_dino(compose: Callable[..., Plan]) -> dict[str, Any]:
     """DINO with the smallest ViT and head, to be instantiated: a step takes some ten milliseconds."""
     head = ["method.head.n_outputs=32", "method.head.n_hidden=32", "method.head.n_bottleneck=16"]
     plan = compose("method=dino", "backbone=timm", "backbone.name=test_vit", *head)
-    return {**plan.group("method"), "backbone": plan.group("backbone")}
+    return {**plan.method(n_tiles=0)[0], "backbone": plan.group("backbone")}

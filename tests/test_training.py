@@ -63,7 +63,7 @@ def _train(
         return Trainer(accelerator="cpu", devices=1, default_root_dir=str(folder), **settings)
 
     recording = Recording(checkpoint_every=every, log_every=1)
-    train(module, data, folder=folder, trainer=trainer, logger=None, recording=recording)
+    train(module, data, folder=folder, trainer=trainer, logger=None, online=None, recording=recording)
     return module
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 import pandas as pd
 
 from histo_ssl.embeddings import EmbeddingSet
+from histo_ssl.tasks.splits import Split
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 
@@ -39,6 +40,9 @@ class TaskResult:
 
 class Task(Protocol):
     """Labelled data x protocol."""
+
+    def split(self, labelled: EmbeddingSet) -> Split:
+        """Who learns and who is tested, of tiles that all have a label."""
 
     def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
         """Scores of `embeddings`, which belong to `subject` ("encoder", "colour" or "random")."""

@@ -75,7 +75,7 @@ class TileTask:
         if not len(row):
             return self._nothing()
         labelled = embeddings.labelled()
-        split = split_tiles(labelled, test_share=self.test_share, seed=self.seed)
+        split = self.split(labelled)
         classes = _classes(labelled.label, split)
         predictions, notes = self._predictions(labelled, split, classes=classes)
         tiles = _table(labelled.subset(split.test)).assign(tile=row[split.test], subject=subject)
@@ -92,6 +92,14 @@ class TileTask:
             counts=_counts(split),
             primary=self.primary,
         )
+
+    def split(self, labelled: EmbeddingSet) -> Split:
+        """Who learns and who is tested, of tiles that all have a label; features don't matter.
+
+        Raises:
+            ValueError: a patient is in both parts of a given split, or no test can be drawn.
+        """
+        return split_tiles(labelled, test_share=self.test_share, seed=self.seed)
 
     def _predictions(
         self, tiles: EmbeddingSet, split: Split, *, classes: list[str]

@@ -1,0 +1,100 @@
+"""Sets up the scores that are taken while a plan's training goes on: on whose tiles, and where they go."""
+
+import logging
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from hydra.utils import instantiate
+from lightning import Callback
+from torch import Tensor, nn
+
+from histo_ssl import artifacts
+from histo_ssl.artifacts import fingerprint, write_json
+from histo_ssl.data.base import TileSource
+from histo_ssl.data.datamodule import TileDataModule
+from histo_ssl.data.sources import open_source
+from histo_ssl.embeddings import EmbeddingSet
+from histo_ssl.encode import Card, Encoder, save_encoder
+from histo_ssl.methods.monitors import rankme
+from histo_ssl.plan import Plan
+from histo_ssl.tasks.chosen import ChosenTiles, choose_tiles
+from histo_ssl.tasks.cloud import feature_sd, uniformity
+from histo_ssl.tasks.online import OnlineScores, OnlineSpec, Surroundings
+
+log = logging.getLogger(__name__)
+
+BEST = "encoder_best.safetensors"
+BEST_FACTS = "encoder_best.json"  # its step, its scores, and the patients that it was chosen on
+
+
+def online_scores(
+    plan: Plan, data: TileDataModule, *, card: Card, folder: Path, metrics: Path
+) -> Callback | None:
+    """The callback that scores a training on labelled tiles outside the task's test; None without any.
+
+    Args:
+        plan: with the task whose tiles are taken.
+        data: what is trained on.
+        card: of the encoder that training will export.
+        folder: receives the best encoder.
+        metrics: file that lines are appended to.
+    """
+    spec: OnlineSpec | None = instantiate(plan.group("online")) or None
+    if spec is None:
+        return None
+    if not artifacts.is_done(plan.task_tile_folder):
+        log.info("online: off, since the task's tiles are not there; the stage 'tile' cuts them")
+        return None
+    source = open_source(plan.task_tile_folder)
+    try:
+        tiles = _tiles(plan, source, card=card, spec=spec)
+    except ValueError as error:
+        log.info("online: off (%s)", error)
+        return None
+    n_embedded = len(tiles) + 2 * spec.n_pairs
+    n_trained = data.total_steps * data.batch_size * data.accumulate
+    times = spec.n_times(n_trained=n_trained, n_embedded=n_embedded)
+    log.info(
+        "online: %d tiles asked of %d known, none of the task's test, scored %d times",
+        tiles.n_asked,
+        len(tiles) - tiles.n_asked,
+        times,
+    )
+    around = Surroundings(
+        source=source,
+        mean=data.views.mean,
+        std=data.views.std,
+        views=partial(_views, data) if data.views.n_views > 1 else None,
+        measures={"rankme": rankme, "uniformity": uniformity, "feature_sd": feature_sd},
+        metrics=metrics,
+        best=folder / BEST,
+        keep=partial(_keep, folder, card, tiles),
+    )
+    return OnlineScores(spec, tiles, around, times=times)
+
+
+def _tiles(plan: Plan, source: TileSource, *, card: Card, spec: OnlineSpec) -> ChosenTiles:
+    table = source.table()
+    texts = {name: table[name].to_numpy(dtype=str) for name in ("slide", "patient", "site", "split", "label")}
+    nothing = np.zeros((len(table), 0), np.float32)
+    tiles = EmbeddingSet(features=nothing, coords=source.coords(), **texts)
+    row = np.flatnonzero(tiles.label != "")
+    if not len(row):
+        raise ValueError("the task's data have no labelled tile")
+    Encoder(nn.Identity(), card).check_scale(source.mpp, any_mpp=plan.cfg.embedding.any_mpp)
+    split = instantiate(plan.group("task.protocol")).split(tiles.labelled())
+    return choose_tiles(tiles.labelled(), split, row=row, spec=spec.draw)
+
+
+def _views(data: TileDataModule, tiles: Tensor, rows: Tensor) -> list[Tensor]:
+    """Views as in training, the same every time."""
+    return data.views(tiles, ids=rows, epoch=0, seed=data.seed)
+
+
+def _keep(folder: Path, card: Card, tiles: ChosenTiles, encoder: nn.Module, scores: dict[str, float]) -> None:
+    """Write the best encoder, with a fingerprint of its own, and what it was chosen by."""
+    own = replace(card, fingerprint=fingerprint([card.fingerprint, scores["step"]]))
+    save_encoder(folder / BEST, Encoder(encoder, own))
+    write_json(folder / BEST_FACTS, {**scores, "chosen_on": tiles.names, "card": asdict(own)})

@@ -1,6 +1,7 @@
 """Every YAML composes and instantiates; every value has one place."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_a_choice_composes_and_its_keys_are_arguments_of_its_target(
     compose: Any, group: str, choice: str
 ) -> None:
     if group == "experiment":
-        plan: Plan = compose("method=dino", "backbone=vit_t", f"experiment={choice}")
+        plan: Plan = compose(f"experiment={choice}")  # which brings its own method and backbone
     else:
         plan = compose(*{"method=dino", "backbone=vit_t", f"{group}={choice}"})
     values = OmegaConf.to_container(plan.cfg, resolve=True)
@@ -102,3 +103,19 @@ def test_the_study_recipe_brings_the_values_of_the_paper(compose: Any) -> None:
     assert (method["teacher"]["temp"], method["optim"]["lr_per_256"]) == (0.04, 0.0005)
     assert (plan.cfg.tiling.size_px, plan.cfg.tiling.mpp, plan.cfg.training.epochs) == (256, 0.5, 100)
     assert plan.group("views.mean") == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_takes_and_its_arithmetic_is_right(path: Path) -> None:
+    header = " ".join(
+        line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")
+    ).replace(",", "")
+    assert f"python -m histo_ssl experiment={path.stem} " in header
+    if path.stem.endswith("_histology"):
+        assert path.stem.removesuffix("_histology") in header  # where the rest is said
+        return
+    for word in ("Hardware:", "Hours:", "Memory:", "Expected"):
+        assert word in header
+    (sum_of_hours,) = re.findall(r"(\d+) x (\d+) / (\d+) / 3600 = (\d+) h", header)
+    n_tiles, epochs, tiles_per_s, hours = map(int, sum_of_hours)
+    assert round(n_tiles * epochs / tiles_per_s / 3600) == hours

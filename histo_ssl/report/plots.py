@@ -64,6 +64,11 @@ PANELS = (
         lines=(("teacher_entropy", "teacher entropy"), ("kl", "KL"), ("max_entropy", "ln K")),
     ),
     Panel(title="RankMe", unit="effective dimensions", lines=(("rankme", "RankMe"),)),
+    Panel(
+        title="Neighbours while training, of tiles outside the test",
+        unit="share",
+        lines=(("online_knn_auc", "AUC"), ("online_knn_accuracy", "accuracy")),
+    ),
     Panel(title="Centre norm", unit="norm", lines=(("centre_norm", "centre norm"),)),
     Panel(title="Learning rate", unit="", lines=(("lr", "learning rate"),)),
     Panel(title="Time per step", unit="s", lines=(("data_s", "waiting for data"), ("step_s", "whole step"))),

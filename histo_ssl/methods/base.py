@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from histo_ssl.distributed import all_reduce_mean, world_size
+from histo_ssl.methods.batchnorm import check_batch, synchronise
 from histo_ssl.optim.clipping import clip_each
 from histo_ssl.optim.spec import OptimSpec
 
@@ -81,6 +82,11 @@ class SSLMethod(LightningModule, ABC):
         self.steps_per_epoch = self.steps_per_epoch or datamodule.steps_per_epoch
         self.log_every = self.log_every or max(1, getattr(self.trainer, "log_every_n_steps", 1))
 
+    def configure_model(self) -> None:
+        """On several ranks, let every BatchNorm take the statistics of them all."""
+        if world_size() > 1:
+            synchronise(self, device_type=self.device.type)
+
     def configure_optimizers(self) -> Optimizer:
         """The optimiser of the specification, over what is trainable."""
         return self.optim.build(self)
@@ -89,6 +95,7 @@ class SSLMethod(LightningModule, ABC):
         """Loss of one batch, logged as its mean over ranks."""
         n_tiles = len(batch["ids"])
         self.tiles_per_step = n_tiles * world_size() * self.trainer.accumulate_grad_batches
+        check_batch(self, n_tiles=n_tiles * world_size())
         out = self.step(batch["views"])
         assert out["loss"].dtype == torch.float32
         # one reduction for all, so that a bad loss on one rank stops every rank

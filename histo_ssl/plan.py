@@ -26,6 +26,7 @@ LEAST = {
 MOST = 2**32 - 1  # what random generators take as a seed
 FROZEN = "histo_ssl.methods.frozen."  # targets of the methods that train nothing
 FOLDER = "local-dir:"  # before the path of a folder of weights
+SWITCHES = ("compile", "grad_checkpointing")
 START_METHODS = ("fork", "spawn", "forkserver")
 
 
@@ -67,7 +68,9 @@ class Plan:
     def method(self, *, n_tiles: int) -> tuple[dict[str, Any], str]:
         """The method's group for so many training tiles, and a sentence on what follows from them."""
         config, filled = sized(self.group("method"), n_tiles=n_tiles)
-        values = ", ".join(f"{path}={value:g}" for path, value in filled.items()) or "nothing"
+        if not filled:
+            return config, f"no value follows from the {n_tiles:,} tiles"
+        values = ", ".join(f"{path}={value:g}" for path, value in filled.items())
         why = "from method.by_tiles; set one by its name to overrule it"
         return config, f"for {n_tiles:,} tiles {values} ({why})"
 
@@ -81,6 +84,9 @@ class Plan:
             value = self.group(key)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
                 raise ValueError(f"{key}={value}: a whole number, {least} or more, is expected")
+        for key in SWITCHES:
+            if not isinstance(self.group(key), bool):
+                raise ValueError(f"{key}={self.group(key)}: true or false is expected")
         method = self.group("loader.start_method")
         if method not in START_METHODS:
             raise ValueError(f"loader.start_method={method}: choose one of {', '.join(START_METHODS)}")

@@ -117,9 +117,35 @@ def views(compose: Callable[..., Plan]) -> Views:
     return made
 
 
+PROJECTOR = ["method.projector.n_hidden=16", "method.projector.n_outputs=8"]
+TINY: dict[str, list[str]] = {
+    "dino": ["method.head.n_outputs=32", "method.head.n_hidden=32", "method.head.n_bottleneck=16"],
+    "simclr": PROJECTOR,
+    "moco": [*PROJECTOR, "method.queue.n_keys=16", "method.norm_tiles=2"],
+    "mocov3": PROJECTOR,
+    "byol": PROJECTOR,
+    "mae": ["method.decoder.width=16", "method.decoder.n_layers=1"],
+}
+
+
 @pytest.fixture
-def tiny_dino(compose: Callable[..., Plan]) -> dict[str, Any]:
+def tiny(compose: Callable[..., Plan]) -> Callable[..., dict[str, Any]]:
+    """A function that gives a method of a few thousand weights, to be instantiated, and its views' group.
+
+    Named overrides come last; the backbone is one of timm's smallest.
+    """
+
+    def configured(name: str, *overrides: str, backbone: str = "test_vit") -> dict[str, Any]:
+        chosen = ["backbone=timm", f"backbone.name={backbone}"]
+        plan = compose(f"method={name}", *chosen, *TINY[name], *overrides)
+        method, _ = plan.method(n_tiles=17)
+        return {"method": {**method, "backbone": plan.group("backbone")}, "views": plan.group("views")}
+
+    return configured
+
+
+@pytest.fixture
+def tiny_dino(tiny: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """DINO with the smallest ViT and head, to be instantiated: a step takes some ten milliseconds."""
-    head = ["method.head.n_outputs=32", "method.head.n_hidden=32", "method.head.n_bottleneck=16"]
-    plan = compose("method=dino", "backbone=timm", "backbone.name=test_vit", *head)
-    return {**plan.method(n_tiles=0)[0], "backbone": plan.group("backbone")}
+    method: dict[str, Any] = tiny("dino")["method"]
+    return method

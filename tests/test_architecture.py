@@ -69,7 +69,7 @@ OWNERS = {
     "wandb": {"report/wandb.py"},
     "hydra": {"cli.py", "preflight.py", "stages.py", "export.py", "online.py", "signatures.py", "targets.py"},
     "omegaconf": {"cli.py", "plan.py"},
-    "timm": {"backbones/timm.py", "backbones/resnet_trunc.py", "backbones/hub.py"},
+    "timm": {f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "hub")},
     "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py"},
     "safetensors": {"encode.py", "backbones/weights.py"},

@@ -75,19 +75,37 @@ def _timeless(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_after", [2, 3, 5, 8])
+@pytest.mark.parametrize(
+    ("name", "backbone", "stop_after"),
+    [
+        *(("dino", "test_vit", stop_after) for stop_after in (2, 3, 5, 8)),
+        ("simclr", "test_resnet", 5),
+        ("moco", "test_vit", 3),
+        ("moco", "test_resnet", 5),  # shuffled
+        ("mocov3", "test_vit", 5),
+        ("byol", "test_resnet", 5),
+        ("mae", "test_vit", 5),
+    ],
+)
 def test_a_resumed_training_equals_the_unbroken_one_to_the_last_digit(
-    image_source: Source, views: Views, tiny_dino: dict[str, Any], tmp_path: Path, stop_after: int
+    image_source: Source,
+    tiny: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    name: str,
+    backbone: str,
+    stop_after: int,
 ) -> None:
-    source = image_source(17)
-    whole = _train(tmp_path / "whole", source=source, views=views, method=tiny_dino)
+    config = tiny(name, backbone=backbone)
+    views = instantiate(config["views"])
+    run = partial(_train, source=image_source(17), views=views, method=config["method"])
+    whole = run(tmp_path / "whole")
     with pytest.raises(RuntimeError, match="stopped by the test"):
-        _train(tmp_path / "broken", source=source, views=views, method=tiny_dino, stop_after=stop_after)
-    resumed = _train(tmp_path / "broken", source=source, views=views, method=tiny_dino)
+        run(tmp_path / "broken", stop_after=stop_after)
+    resumed = run(tmp_path / "broken")
     assert _timeless(tmp_path / "broken") == _timeless(tmp_path / "whole")
     assert [line["step"] for line in _timeless(tmp_path / "whole")] == list(range(1, N_STEPS + 1))
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
+    for (key, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
 
 
 def test_the_last_checkpoint_is_written_at_steps_and_at_the_ends_of_epochs(

@@ -1,4 +1,4 @@
-"""Numbers that tell a healthy self-distillation from a collapsed one, and the collapse's name.
+"""Numbers that tell a healthy training from one that fails, and the failure's name.
 
 N: rows, one per view of a tile; K: outputs of the head; D: width of the embedding.
 """
@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,12 @@ ADVICE = {
     "or let its centre follow faster by a lower method.teacher.centre_momentum",
     "constant collapse": "the teacher says the same of every tile, now this and now that; slow it down by a "
     "higher method.teacher.momentum, lower method.optim.lr_per_256, or set method.teacher.n_sinkhorn=3",
+    "loss at chance": "the method tells no tile from another; raise method.optim.lr_per_256 if the loss "
+    "never moved, lower it if it came back, or train longer",
+    "feature collapse": "all tiles look alike to it; lower method.optim.lr_per_256, or take a larger batch "
+    "or weaker views",
+    "stale queue": "the oldest keys lie elsewhere than the newest; shorten it by a lower "
+    "method.queue.n_keys, or slow their encoder down by a method.momentum nearer to 1",
 }
 
 
@@ -36,6 +43,23 @@ class MonitorSpec:
     """
 
     margin: float
+    patience: float
+    rankme_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSpec:
+    """When a failure of a method that has no teacher's distributions is named, and what RankMe looks at.
+
+    Args:
+        margin: a loss within this share of its value at chance is suspicious, 0-1.
+        min_spread: so are features or projections whose spread is below this, 0-1.
+        patience: share of training for which it must stay so without a break, 0-1.
+        rankme_rows: newest embeddings that RankMe is taken over; the rank found is never higher.
+    """
+
+    margin: float
+    min_spread: float
     patience: float
     rankme_rows: int
 
@@ -72,6 +96,20 @@ def rankme(z_ND: Tensor) -> Tensor:
     return rank
 
 
+def spread(z_ND: Tensor) -> Tensor:
+    """Standard deviation of the rows' directions, over that of directions spread evenly, 1 / sqrt(D).
+
+    Args:
+        z_ND: embeddings or projections; any scale, any float dtype.
+
+    Returns:
+        Scalar from 0, when all rows point the same way, to 1, when their directions' mean is zero.
+    """
+    unit_ND = F.normalize(z_ND.detach().float(), dim=1)
+    # the variances of a direction's coordinates add up to 1 - |mean|^2
+    return unit_ND.var(0, correction=0).sum().sqrt()
+
+
 class EmbeddingWindow:
     """The newest embeddings of this process, batch by batch."""
 
@@ -91,15 +129,42 @@ class EmbeddingWindow:
         return torch.cat([batch.to(device) for batch in self._batches])[-self.n_rows :]
 
 
+class FailureWatch:
+    """Warns, once per kind and by name, of a failure whose sign has stayed for a while."""
+
+    def __init__(self, *, patience: float) -> None:
+        """Wait for `patience`, a share of training, before a failure is named."""
+        self.patience = patience
+        self._since: dict[str, float] = {}
+        self._named: set[str] = set()
+
+    def look(self, name: str, *, is_there: bool, evidence: str, progress: float) -> None:
+        """Take note of whether a failure's sign is there at one moment of training.
+
+        Args:
+            name: of the failure, one of `ADVICE`.
+            is_there: whether the sign shows; one look at which it does not starts the count again.
+            evidence: what was measured, for the log.
+            progress: share of training done, 0-1.
+        """
+        if not is_there:
+            self._since.pop(name, None)
+            return
+        has_lasted = progress - self._since.setdefault(name, progress) >= self.patience
+        if has_lasted and name not in self._named:
+            self._named.add(name)
+            share = 100 * self.patience
+            logger.warning("%s: %s for %.0f %% of training: %s", name, evidence, share, ADVICE[name])
+
+
 class CollapseWatch:
-    """Warns, once per kind and by name, of a teacher that has stayed collapsed for a while."""
+    """Tells by its entropies whether a teacher has collapsed."""
 
     def __init__(self, spec: MonitorSpec, *, max_entropy: float) -> None:
         """Watch a teacher whose entropy cannot exceed `max_entropy`, ln K in nats."""
         self.spec = spec
         self.max_entropy = max_entropy
-        self._since: dict[str, float] = {}
-        self._named: set[str] = set()
+        self._failures = FailureWatch(patience=spec.patience)
 
     def look(self, *, row_entropy: float, mean_entropy: float, progress: float) -> None:
         """Take note of the teacher at one moment of training.
@@ -113,26 +178,11 @@ class CollapseWatch:
             progress: share of training done, 0-1.
         """
         slack = self.spec.margin * self.max_entropy
+        evidence = f"teacher entropy {row_entropy:.3f} nats of at most {self.max_entropy:.3f}"
         signs = {
             "uniform collapse": row_entropy > self.max_entropy - slack,
             "one-hot collapse": mean_entropy < slack,
         }
         signs["constant collapse"] = mean_entropy - row_entropy < slack and not any(signs.values())
-        for name, is_suspicious in signs.items():
-            if not is_suspicious:
-                self._since.pop(name, None)
-            elif progress - self._since.setdefault(name, progress) >= self.spec.patience:
-                self._name(name, row_entropy=row_entropy)
-
-    def _name(self, name: str, *, row_entropy: float) -> None:
-        if name in self._named:
-            return
-        self._named.add(name)
-        logger.warning(
-            "%s: teacher entropy %.3f nats of at most %.3f for %.0f %% of training: %s",
-            name,
-            row_entropy,
-            self.max_entropy,
-            100 * self.spec.patience,
-            ADVICE[name],
-        )
+        for name, is_there in signs.items():
+            self._failures.look(name, is_there=is_there, evidence=evidence, progress=progress)

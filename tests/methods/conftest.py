@@ -1,12 +1,13 @@
-"""A DINO small enough to be trained in a test, and a trainer that prints and warns of nothing."""
+"""Methods small enough to be trained in a test, and a trainer that prints and warns of nothing."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -40,11 +41,10 @@ def tiny_backbone(*, drop_path: float = 0.1) -> TinyBackbone:
 
 
 class Batches:
-    """A fixed list of batches of 2 large and 2 small views, without a DataLoader's warnings."""
+    """A fixed list of batches of views, 2 large and 2 small ones, without a DataLoader's warnings."""
 
-    def __init__(self, n: int, *, n_tiles: int = N_TILES) -> None:
+    def __init__(self, n: int, *, n_tiles: int = N_TILES, sides: Sequence[int] = (16, 16, 8, 8)) -> None:
         generator = torch.Generator().manual_seed(0)
-        sides = (16, 16, 8, 8)
         self.batches = [
             {
                 "views": [torch.randn(n_tiles, 3, s, s, generator=generator) for s in sides],
@@ -104,12 +104,34 @@ def build_dino() -> Callable[..., DINO]:
     return build
 
 
+SIDES = {"simclr": (32, 32), "moco": (32, 32), "mocov3": (32, 32), "byol": (32, 32), "mae": (32,)}
+
+
+@pytest.fixture
+def build(tiny: Callable[..., dict[str, Any]]) -> Callable[..., tuple[SSLMethod, list[Tensor]]]:
+    """Builds the method of a YAML around a tiny backbone, for 10 steps, and a batch of its views."""
+
+    def built(name: str, *overrides: str, backbone: str = "test_vit") -> tuple[SSLMethod, list[Tensor]]:
+        torch.manual_seed(0)
+        config = tiny(name, *overrides, backbone=backbone)["method"]
+        method: SSLMethod = instantiate(config, _convert_="all")
+        method.total_steps, method.steps_per_epoch, method.log_every = 10, 5, 1
+        return method, Batches(1, sides=SIDES[name]).batches[0]["views"]
+
+    return built
+
+
 @pytest.fixture
 def fit() -> Callable[..., Trainer]:
     """Trains a method on the first batches of a fixed list."""
 
     def run(
-        method: SSLMethod, *, max_steps: int, accumulate: int = 1, n_tiles: int = N_TILES, callbacks: Any = ()
+        method: SSLMethod,
+        *,
+        max_steps: int,
+        accumulate: int = 1,
+        callbacks: Any = (),
+        **batches: Any,
     ) -> Trainer:
         trainer = Trainer(
             max_steps=max_steps,
@@ -127,7 +149,7 @@ def fit() -> Callable[..., Trainer]:
             warnings.filterwarnings(
                 "ignore", message=r"`isinstance\(treespec, LeafSpec\)", category=FutureWarning
             )
-            trainer.fit(method, train_dataloaders=Batches(max_steps * accumulate, n_tiles=n_tiles))
+            trainer.fit(method, train_dataloaders=Batches(max_steps * accumulate, **batches))
         return trainer
 
     return run
@@ -136,4 +158,4 @@ def fit() -> Callable[..., Trainer]:
 @pytest.fixture
 def batches() -> Callable[..., list[dict[str, Any]]]:
     """The same batches that `fit` trains on."""
-    return lambda n, n_tiles=N_TILES: Batches(n, n_tiles=n_tiles).batches
+    return lambda n, **options: Batches(n, **options).batches

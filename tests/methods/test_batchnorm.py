@@ -31,9 +31,13 @@ def trained(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"first": out[0], "second": out[1], "x": x.grad, **grads, **dict(layer.named_buffers())}
 
 
-@pytest.mark.parametrize("kind", [GlobalBatchNorm, lambda n, **options: GhostBatchNorm(n, n_tiles=6, **options)])
+@pytest.mark.parametrize(
+    "kind", [GlobalBatchNorm, lambda n, **options: GhostBatchNorm(n, n_tiles=6, **options)]
+)
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3, 5)])
-@pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}]
+)
 def test_on_one_rank_over_all_rows_both_are_torchs(
     kind: Callable[..., nn.Module], shape: tuple[int, ...], options: dict[str, Any]
 ) -> None:
@@ -62,7 +66,9 @@ def test_ghosts_refuse_a_batch_that_their_group_does_not_divide() -> None:
     assert GhostBatchNorm(3, n_tiles=4).eval()(values(6, 3)).shape == (6, 3)
 
 
-@pytest.mark.parametrize("change", [lambda m: synchronise(m, device_type="cpu"), lambda m: split(m, n_tiles=2)])
+@pytest.mark.parametrize(
+    "change", [lambda m: synchronise(m, device_type="cpu"), lambda m: split(m, n_tiles=2)]
+)
 def test_a_changed_network_keeps_its_tensors_and_their_names_and_what_it_says_in_the_end(
     change: Callable[[nn.Module], None],
 ) -> None:

@@ -31,7 +31,7 @@ from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.floors import ColorStatistics
-from histo_ssl.training import METRICS, Recording, check_takes_tiles, precision_for, train
+from histo_ssl.training import METRICS, Recording, precision_for, prepare, train
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
     config, why = plan.method(n_tiles=len(data.rows))
     log.info("pretrain: %s", why)
     method: SSLMethod = instantiate(config, backbone=instantiate(plan.group("backbone")))
-    check_takes_tiles(method.encoder(), data.source.tile_px)
+    prepare(method, data, compile=plan.cfg.compile, grad_checkpointing=plan.cfg.grad_checkpointing)
     card = card_of_trained(plan, method.encoder(), data)
     train(
         method,

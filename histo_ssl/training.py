@@ -15,6 +15,7 @@ from histo_ssl import ranks
 from histo_ssl.callbacks import LastCheckpoint, MetricsLog, ProgressLine, StepClock, StepSeed
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.methods.base import SSLMethod
+from histo_ssl.methods.switches import switch_on
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,16 @@ def _check_readable(checkpoint: Path) -> None:
         raise ValueError(
             f"{checkpoint}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to start over"
         ) from error
+
+
+def prepare(method: SSLMethod, data: TileDataModule, *, compile: bool, grad_checkpointing: bool) -> None:
+    """Make sure that the encoder takes the tiles, and set the switches of the method's networks.
+
+    Raises:
+        ValueError: the encoder does not take them, or a backbone cannot checkpoint its gradients.
+    """
+    check_takes_tiles(method.encoder(), data.source.tile_px)
+    switch_on(method, compile=compile, grad_checkpointing=grad_checkpointing)
 
 
 def check_takes_tiles(encoder: nn.Module, tile_px: int) -> None:

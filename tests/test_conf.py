@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from histo_ssl.plan import Plan
+from histo_ssl.signatures import check_types
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
@@ -31,7 +32,8 @@ def test_a_choice_composes_and_its_keys_are_arguments_of_its_target(
     if group == "experiment":
         plan: Plan = compose(f"experiment={choice}")  # which brings its own method and backbone
     else:
-        plan = compose(*{"method=dino", "backbone=vit_t", f"{group}={choice}"})
+        choices = {"method": "dino", "backbone": "vit_t", group: choice}
+        plan = compose(*(f"{name}={value}" for name, value in choices.items()))
     values = OmegaConf.to_container(plan.cfg, resolve=True)
     values["method"], _ = plan.method(n_tiles=0)
     for node in _targets(values):
@@ -45,6 +47,27 @@ def test_a_choice_composes_and_its_keys_are_arguments_of_its_target(
                 n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
             }
             assert needed - {"backbone"} <= given, node["_target_"]  # the stage passes the backbone
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONF.glob("method/optim/*.yaml")))
+@pytest.mark.parametrize("method", ["simclr", "moco", "mocov3", "byol", "mae"])
+def test_every_optimiser_trains_every_method(compose: Any, method: str, recipe: str) -> None:
+    plan = compose(f"method={method}", "backbone=timm", "backbone.name=test_vit", f"method/optim={recipe}")
+    config, _ = plan.method(n_tiles=2000)
+    check_types(config, "method")
+    built = instantiate(config, backbone=instantiate(plan.group("backbone")))
+    groups = built.configure_optimizers().param_groups
+    n_trained = sum(p.requires_grad for p in built.parameters())
+    assert sum(len(group["params"]) for group in groups) == n_trained
+    assert built.optim.lr(built.optim.warmup, tiles_per_step=256) == config["optim"]["lr_per_256"]
+
+
+def test_a_queue_stays_shorter_than_the_data_and_the_largest_is_the_papers(compose: Any) -> None:
+    plan = compose("method=moco", "backbone=vit_t")
+    queues = {n: plan.method(n_tiles=n)[0]["queue"]["n_keys"] for n in (300, 1800, 30_000, 2_000_000)}
+    assert all(n_keys < n for n, n_keys in queues.items())
+    assert queues[2_000_000] == 65536
+    assert plan.method(n_tiles=2_000_000)[0]["momentum"] == 0.999
 
 
 @pytest.mark.parametrize(
@@ -75,6 +98,8 @@ def test_a_task_does_not_change_the_encoder_and_a_seed_does(compose: Any) -> Non
         "checkpoint_every=1",
         "n_processes=1",
         "logger=none",
+        "compile=true",
+        "grad_checkpointing=true",
     ],
 )
 def test_what_changes_no_result_changes_no_folder(compose: Any, override: str) -> None:

@@ -31,6 +31,6 @@ def truncated_resnet(*, name: str, drop_path: float) -> nn.Module:
             f"backbone.name: {name} has no four stages to truncate; use a ResNet such as resnet50, "
             f"or backbone=timm"
         )
-    model.layer4 = nn.Identity()
+    model.layer4 = nn.Sequential()
     model.num_features //= THIRD_OVER_FOURTH
     return cast(nn.Module, model)

@@ -171,6 +171,7 @@ def _see_it_end(start: Start, tally: Tally) -> None:
         tally.fail(f"still runs a minute after a kill of {kill.whom}")
         os.killpg(start.pid, signal.SIGKILL)
     kill.end_s = time.monotonic() - killed_at
+    print(f"run {kill.case}: {kill.whom} killed in {kill.stage} after {kill.seconds:.1f} s", flush=True)
     if kill.whom == "rank1" and not (start.code == 1 and "error: rank 1" in start.log.read_text()):
         tally.fail(f"status {start.code}, no sentence on rank 1: {start.log.read_text()[-2000:]}")
 

@@ -1,14 +1,28 @@
 """Notices that a process has ended on which this one depends, also while this one waits in vain."""
 
 import contextlib
+import multiprocessing
 import os
 import select
 import sys
 import threading
 from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 
 POLL_S = 0.5
 GRACE_S = 15.0  # for this process to come to an end of its own: an error is on its way to the user
+
+
+def end_with_parent() -> None:
+    """What a process of a pool does first: a pool whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), name="end with parent", daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 class Watch:

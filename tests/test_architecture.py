@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "backbones": {"units"},
     "optim": {"units"},
     "embeddings": {"units", "artifacts"},
-    "data": {"units", "artifacts", "drawing", "redaction", "slides", "embeddings", "views"},
+    "data": {"units", "artifacts", "drawing", "redaction", "slides", "embeddings", "views", "watch"},
     "methods": {"backbones", "optim", "distributed"},
     "callbacks": {"artifacts", "progress"},
     "watch": set(),

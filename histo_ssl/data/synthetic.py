@@ -26,6 +26,7 @@ from histo_ssl.drawing.layout import SlideClass, Tissue, draw_layout, resized
 from histo_ssl.drawing.painting import paint
 from histo_ssl.drawing.scanning import fold, pen_mark, scan, site_stain
 from histo_ssl.slides.grid import Tiling
+from histo_ssl.watch import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,8 @@ class SyntheticSlides:
         if n_processes <= 1:
             n_nuclei_px = sum(map(draw, cases))
         else:  # spawned, not forked: a fork would copy the locks of this process's threads
-            with ProcessPoolExecutor(n_processes, mp_context=get_context("spawn")) as pool:
+            spawn = get_context("spawn")
+            with ProcessPoolExecutor(n_processes, mp_context=spawn, initializer=end_with_parent) as pool:
                 n_nuclei_px = sum(pool.map(draw, cases))
         names = {str(int(tissue)): tissue.name.lower() for tissue in Tissue if tissue is not Tissue.GLASS}
         artifacts.write_json(folder / ANNOTATIONS / "classes.json", names)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from histo_ssl.backbones import BackboneFactory
-from histo_ssl.distributed import all_reduce_sum, rank, world_size
+from histo_ssl.distributed import all_reduce_sum, gather, rank, world_size
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.methods.monitors import CollapseWatch, EmbeddingWindow, MonitorSpec, entropy, rankme
 from histo_ssl.methods.sinkhorn import sinkhorn
@@ -246,11 +246,11 @@ class DINO(SSLMethod):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what RankMe looks at, so that a resumed run logs what an unbroken one would have."""
-        checkpoint["newest_embeddings"] = self.embeddings.rows()
+        checkpoint["newest_embeddings"] = gather(self.embeddings.rows())  # rank 0 writes for all
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
-        self.embeddings.push(checkpoint["newest_embeddings"])
+        self.embeddings.push(checkpoint["newest_embeddings"].chunk(world_size())[rank()])
 
     def on_fit_start(self) -> None:
         """Read the length of training and warn when the last layer would stay frozen throughout."""

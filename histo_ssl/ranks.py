@@ -53,7 +53,7 @@ def check_launched(trainer: Trainer) -> None:
 @contextlib.contextmanager
 def serve(trainer: Trainer) -> Iterator[None]:
     """On rank 0: other ranks can meet this process as long as the block runs."""
-    is_ours = trainer.world_size > 1 and not TorchElasticEnvironment.detect()
+    is_ours = _is_parallel(trainer) and not TorchElasticEnvironment.detect()
     _store = _served(trainer) if is_ours else None
     yield
 
@@ -86,7 +86,7 @@ def is_called(trainer: Trainer, name: str, *, is_done: Callable[[], bool]) -> bo
 
 @contextlib.contextmanager
 def together(trainer: Trainer, name: str) -> Iterator[None]:
-    """The process group of all ranks as long as the block runs; nothing where there is only one.
+    """The process group of all ranks as long as the block runs; nothing where the strategy has none.
 
     Rank 0 starts the ranks that no launcher has started, and sees them end.
 
@@ -97,7 +97,7 @@ def together(trainer: Trainer, name: str) -> Iterator[None]:
     Raises:
         ConnectionError: another rank has ended before the block did.
     """
-    if trainer.world_size == 1:
+    if not _is_parallel(trainer):
         yield
         return
     with _others(trainer) as started:
@@ -116,6 +116,10 @@ def together(trainer: Trainer, name: str) -> Iterator[None]:
             finally:
                 if dist.is_initialized():
                     dist.destroy_process_group()
+
+
+def _is_parallel(trainer: Trainer) -> bool:
+    return isinstance(trainer.strategy, ParallelStrategy)  # also of one rank: Lightning gives it a group, too
 
 
 def _environment(trainer: Trainer) -> ClusterEnvironment:

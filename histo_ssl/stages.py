@@ -197,8 +197,6 @@ def _datamodule(plan: Plan) -> TileDataModule:
     )
 
 
-
-
 def _subjects(plan: Plan, source: TileSource) -> dict[str, Encoder]:
     """Who is scored: the encoder, and its floors, colour alone and the same backbone with random weights."""
     trained = load_encoder(_need(plan.pretrain_folder, stage="pretrain") / ENCODER)

@@ -47,5 +47,6 @@ def test_a_sentence_says_what_was_filled_in_and_why(compose: Any) -> None:
     assert "by_tiles" not in config
     assert why == (
         "for 1,769 tiles freeze_last_layer_epochs=0, head.n_outputs=512, teacher.first_temp=0.02, "
-        "teacher.temp=0.02, optim.lr_per_256=0.004 (from method.by_tiles; set one by its name to overrule it)"
+        "teacher.temp=0.02, teacher.n_sinkhorn=3, optim.lr_per_256=0.004 "
+        "(from method.by_tiles; set one by its name to overrule it)"
     )

@@ -50,6 +50,8 @@ def check_format(page: TiffPage) -> None:
         raise ValueError(f"its compression is {_name(page.compression)}, which no slide format uses")
     if page.bitspersample != BITS or page.dtype != np.uint8:
         raise ValueError(f"pixels are {page.bitspersample}-bit {page.dtype}, 8-bit ones are expected")
+    if page.samplesperpixel not in (1, 2, 3, 4):
+        raise ValueError(f"its pixels have {page.samplesperpixel} channels, grey or RGB is expected")
     grey_or_rgb = {PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB}
     decoded = grey_or_rgb | ({PHOTOMETRIC.YCBCR} if page.compression in _DECODED_TO_RGB else set())
     if page.photometric not in decoded:

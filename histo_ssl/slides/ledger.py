@@ -41,7 +41,7 @@ class Ledger:
     def find(self, row: Mapping[str, str], mpp: float | None) -> Survey | None:
         """The survey of a slide if there is one, made in the same way of the file that lies there now."""
         try:
-            with np.load(self._path(row), allow_pickle=False) as kept:
+            with self._path(row).open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 facts = json.loads(str(kept["facts"]))
                 made_of, xy_level0 = str(kept["made_of"]), kept["xy_level0"]
         except (FileNotFoundError, BadZipFile, EOFError, KeyError, ValueError):

@@ -1,13 +1,20 @@
 """The slide list: what is found, and what is refused with the rows named."""
 
+import csv
 import math
+<<<<<<< ours
 import os
 import shutil
+=======
+import tempfile
+>>>>>>> theirs
 from pathlib import Path
 
 import fsspec
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from histo_ssl.data.manifest import COLUMNS, slide_list, slide_listing, stated_mpp
 
@@ -153,6 +160,7 @@ def test_a_senseless_um_per_px_is_refused(override: float | str) -> None:
         stated_mpp(pd.DataFrame({"slide_id": ["a"]}), override)
 
 
+<<<<<<< ours
 def test_the_listing_knows_sizes_and_descriptions_but_neither_times_nor_places(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -180,3 +188,77 @@ def test_credentials_in_an_address_are_refused_before_anything_is_read(folder: P
     row = {"root": None, "manifest": manifest(folder, f"slide_id,path\nfar,{address}\n")}
     with pytest.raises(ValueError, match=r"https://\*\*\*@example\.invalid/far\.svs holds credentials"):
         slide_list(**words.get(where, row))
+=======
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["..", "b"], r"starts with no dot; found: \.\."),
+        ([".tmp-1", "b"], r"starts with no dot; found: \.tmp-1"),
+        (["a\tb", "b"], r"control characters or broken text in column 'slide_id' of: 'a\\tb'"),
+        (["x" * 201, "b"], r"up to 200 bytes; found: xxx"),
+        (["Case", "b", "cASE"], r"differs in more than capitals .*: Case = a\.tif, cASE = a\.tif"),
+        (["\u00e9", "b", "e\u0301"], r"differs in more than capitals"),
+    ],
+)
+def test_a_slide_id_that_is_no_file_name_is_refused_with_its_row(
+    tmp_path: Path, ids: list[str], said: str
+) -> None:
+    (tmp_path / "a.tif").touch()
+    rows = pd.DataFrame({"slide_id": ids, "path": str(tmp_path / "a.tif")})
+    rows.to_csv(tmp_path / "list.csv", index=False)
+    with pytest.raises(ValueError, match=said.replace(r"a\.tif", r"\S*a\.tif")):
+        slide_list(root=None, manifest=str(tmp_path / "list.csv"))
+
+
+def test_columns_that_tiling_writes_itself_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("slide_id,path,mpp,reason\na,a.tif,0.5,x\n")
+    with pytest.raises(ValueError, match=r"status\.csv has columns mpp, reason of its own; rename them"):
+        slide_list(root=None, manifest=str(tmp_path / "list.csv"))
+
+
+NAMES = ("slide_id", "path", "patient_id", "site", "label", "split", "mpp", "batch")
+cells = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(
+        ["a.tif", "", "..", "a/b", "x" * 5000, "https://x", "::", "test", "\0", '"', "=1+1", "a\nb"]
+    ),
+)
+
+
+headers = st.lists(st.sampled_from(NAMES) | st.text(max_size=5), max_size=8)
+good = st.tuples(st.text(min_size=1, max_size=5), st.just("a.tif"), cells).map(list)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    header=headers | st.just(["slide_id", "path", "label"]),
+    rows=st.lists(good | st.lists(cells, max_size=8), max_size=3),
+    as_csv=st.booleans(),
+)
+def test_whatever_a_manifest_holds_it_is_a_list_of_slides_or_one_sentence(
+    header: list[str], rows: list[list[str]], as_csv: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "a.tif").touch()
+        path = Path(folder) / "list.csv"
+        if as_csv:
+            with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
+                csv.writer(file, escapechar="\\").writerows([header, *rows])
+        else:
+            path.write_bytes("\n".join(map(",".join, [header, *rows])).encode(errors="surrogatepass"))
+        try:
+            slides = slide_list(root=None, manifest=str(path))
+        except (ValueError, FileNotFoundError) as error:
+            said = str(error)
+        else:
+            said = ""
+        if said:
+            assert said.startswith(folder)
+            assert "\n" not in said
+            return
+        assert slides["slide_id"].is_unique
+        assert (slides["slide_id"] != "").all()
+        assert list(slides.columns[:6]) == list(NAMES[:6])
+        for slide_id in slides["slide_id"]:
+            (Path(folder) / f"{slide_id}.png").touch()  # it names files
+>>>>>>> theirs

@@ -1,5 +1,6 @@
 """Surveys: which tiles a list of slides has, and what is said of those that fail."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 
+from histo_ssl.slides.files import MAX_OPEN_SLIDES
+from histo_ssl.slides.grid import TileSpec
 from histo_ssl.slides.overlay import OUTLINE, TILE, overlay
 from histo_ssl.slides.processes import Processes
+from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.survey import Recipe, survey, survey_slides
+from histo_ssl.units import MicronsPerPx, TilePx
 
 TISSUE = (slice(256, 768), slice(128, 896))  # rows and columns, px: exactly 24 tiles of 128 px
 
@@ -202,3 +208,79 @@ def test_a_tiling_for_images_is_refused_before_any_slide_is_opened(
             folder=tmp_path,
             processes=here,
         )
+
+
+@pytest.mark.slow
+def test_a_slide_that_hangs_its_reader_costs_a_row_and_no_more(
+    tissue_slide: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "hangs.tif")  # opening it waits for a writer, forever
+    paths = [str(tmp_path / "hangs.tif"), tissue_slide]
+    index = survey_slides(
+        listed(*paths),
+        mpps=[None, None],
+        recipe=recipe,
+        folder=tmp_path / "tiles",
+        processes=Processes(n=1, timeout_s=3, memory_gb=4),
+    )
+    assert index.slides["n_tiles"].tolist() == [0, 24]
+    expected = f"{paths[0]}: the reader did not finish within slide_timeout_s=3"
+    assert index.slides["reason"].tolist() == [expected, ""]
+
+
+@pytest.mark.slow
+def test_a_slide_that_takes_too_much_memory_costs_a_row_and_no_more(
+    tissue_slide: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    sparse = str(tmp_path / "sparse.tif")  # a gigapixel in a few bytes: all of it white, none of it stored
+    with tifffile.TiffWriter(sparse) as tiff:
+        tiles = (b"" for _ in range(32 * 32))
+        options = {"photometric": "rgb", "compression": "deflate", "metadata": None}
+        options |= {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+        shape = (32 * 1024, 32 * 1024, 3)
+        tiff.write(tiles, shape=shape, dtype=np.uint8, tile=(1024, 1024), **options)
+    index = survey_slides(
+        listed(sparse, tissue_slide),
+        mpps=[None, None],
+        recipe=replace(recipe, tiling=replace(recipe.tiling, tissue=replace(recipe.tiling.tissue, mpp=1.0))),
+        folder=tmp_path / "tiles",
+        processes=Processes(n=1, timeout_s=60, memory_gb=0.08),
+    )
+    assert index.slides["reason"][0].endswith("more memory than there is, or data.max_memory_gb allows")
+    assert index.slides["reason"][1] == ""
+
+
+def test_a_full_disk_is_not_the_slides_fault(tissue_slide: str, recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "overlays").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="overlays"):
+        survey(row(tissue_slide), None, recipe=recipe, overlays=tmp_path / "overlays")
+
+
+def test_tiles_that_were_never_written_are_counted_in_the_status(
+    tissue_slide: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    with tifffile.TiffFile(tissue_slide, mode="r+") as tiff:
+        tag = tiff.pages.first.tags["TileByteCounts"]
+        tag.overwrite([0, 0, 0, *tag.value[3:]])
+    found = survey(row(tissue_slide), None, recipe=recipe, overlays=tmp_path)
+    assert (found.status["n_unwritten"], found.status["n_tiles"], found.status["reason"]) == (3, 24, "")
+    assert found.status["n_bytes"] == Path(tissue_slide).stat().st_size
+
+
+@pytest.mark.slow
+def test_two_thousand_slides_leave_no_more_files_open_than_the_reader_keeps(
+    write_slide, tmp_path: Path
+) -> None:
+    path = write_slide([np.full((64, 64, 3), 7, np.uint8)], mpp=0.5)
+    for i in range(2000):
+        os.link(path, tmp_path / f"{i}.tif")
+    spec = TileSpec(size_px=TilePx(64), mpp=MicronsPerPx(0.5), stride_px=TilePx(64), min_tissue=0)
+
+    def n_open() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    n_before, n_most = n_open(), 0
+    for i in range(2000):
+        assert Slide(str(tmp_path / f"{i}.tif")).read((0, 0), spec)[0, 0, 0] == 7
+        n_most = max(n_most, n_open())
+    assert n_most - n_before <= MAX_OPEN_SLIDES

@@ -76,7 +76,7 @@ def coordinate_slide(write_slide: WriteSlide) -> str:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def image_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], TileSource]:
     """A function that makes a source of n random 32 px tiles, as image files, half class A and half B."""
 
@@ -95,7 +95,7 @@ def image_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Ti
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compose() -> Callable[..., Plan]:
     """A function that composes the configuration as the command line does, from overrides to a plan."""
 
@@ -128,7 +128,7 @@ TINY: dict[str, list[str]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(compose: Callable[..., Plan]) -> Callable[..., dict[str, Any]]:
     """A function that gives a method of a few thousand weights, to be instantiated, and its views' group.
 

@@ -75,3 +75,10 @@ def test_one_class_outside_the_test_is_not_enough(tiles: Tiles) -> None:
 def test_counts_below_1_are_refused() -> None:
     with pytest.raises(ValueError, match=r"online.draw.n_known=0, .*counts of 1 or more"):
         DrawSpec(**(SPEC | {"n_known": 0}))
+
+
+def test_a_valid_tile_of_a_patient_in_the_test_is_not_asked_for(tiles: Tiles) -> None:
+    split = ["train"] * 4 + ["valid"] * 4 + ["test"] * 4
+    patient = ["P0", "P0", "P1", "P1", "P2", "P2", "P3", "P3", "P3", "P3", "P4", "P4"]
+    chosen = choose(tiles(label=["A", "B"] * 6, patient=patient, split=split))
+    assert (chosen.row - 100).tolist() == [4, 5, 0, 1, 2, 3]

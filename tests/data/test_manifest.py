@@ -2,12 +2,9 @@
 
 import csv
 import math
-<<<<<<< ours
 import os
 import shutil
-=======
 import tempfile
->>>>>>> theirs
 from pathlib import Path
 
 import fsspec
@@ -160,7 +157,6 @@ def test_a_senseless_um_per_px_is_refused(override: float | str) -> None:
         stated_mpp(pd.DataFrame({"slide_id": ["a"]}), override)
 
 
-<<<<<<< ours
 def test_the_listing_knows_sizes_and_descriptions_but_neither_times_nor_places(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -188,7 +184,8 @@ def test_credentials_in_an_address_are_refused_before_anything_is_read(folder: P
     row = {"root": None, "manifest": manifest(folder, f"slide_id,path\nfar,{address}\n")}
     with pytest.raises(ValueError, match=r"https://\*\*\*@example\.invalid/far\.svs holds credentials"):
         slide_list(**words.get(where, row))
-=======
+
+
 @pytest.mark.parametrize(
     ("ids", "said"),
     [
@@ -261,4 +258,3 @@ def test_whatever_a_manifest_holds_it_is_a_list_of_slides_or_one_sentence(
         assert list(slides.columns[:6]) == list(NAMES[:6])
         for slide_id in slides["slide_id"]:
             (Path(folder) / f"{slide_id}.png").touch()  # it names files
->>>>>>> theirs

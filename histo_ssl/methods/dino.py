@@ -11,6 +11,7 @@ the backbone; N: rows, V * B or G * B, view after view.
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, cast
@@ -243,6 +244,17 @@ class DINO(SSLMethod):
         self.teacher_sum_K.zero_()
         self.n_teacher_rows = 0
         move_towards(self.teacher, self.student, momentum=self.spec.momentum_at(progress))
+
+    def bookmark(self) -> Callable[[], None]:
+        """Also what the centre and RankMe gather."""
+        put_back_buffers = super().bookmark()
+        n_rows, embeddings = self.n_teacher_rows, self.embeddings.copy()
+
+        def put_back() -> None:
+            put_back_buffers()
+            self.n_teacher_rows, self.embeddings = n_rows, embeddings
+
+        return put_back
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what RankMe looks at, so that a resumed run logs what an unbroken one would have."""

@@ -85,11 +85,13 @@ def rankme(z_ND: Tensor) -> Tensor:
 
     Returns:
         Scalar from 1, when all rows are multiples of one, to min(N, D), when all
-        directions are equally strong.
+        directions are equally strong; NaN where an embedding is not finite.
     """
     # singular values from the smaller of the two Gram matrices: cheaper than a decomposition of the rows
     z = z_ND.detach().double()
     gram = z.T @ z if len(z) > z.shape[1] else z @ z.T
+    if not gram.isfinite().all():
+        return torch.full((), torch.nan)
     sigma = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt()
     p = sigma / sigma.sum().clamp(min=RANKME_EPSILON) + RANKME_EPSILON
     rank: Tensor = torch.special.entr(p).sum().exp().float()
@@ -122,6 +124,12 @@ class EmbeddingWindow:
         self._batches.append(z_ND.detach())
         while sum(map(len, self._batches)) - len(self._batches[0]) >= self.n_rows:
             self._batches.popleft()
+
+    def copy(self) -> "EmbeddingWindow":
+        """A window on the same batches that moves on by itself."""
+        copied = EmbeddingWindow(self.n_rows)
+        copied._batches = self._batches.copy()
+        return copied
 
     def rows(self) -> Tensor:
         """The newest `n_rows` embeddings, oldest first, or fewer at the start."""

@@ -75,7 +75,8 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], sentence: str)
 def test_clip_each_looks_at_one_tensor_at_a_time() -> None:
     large, small, none = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     large.grad, small.grad = torch.tensor([30.0, 40.0]), torch.tensor([0.3, 0.4])
-    clip_each([large, small, none], max_norm=3.0)
+    largest = clip_each([large, small, none], max_norm=3.0)
+    assert largest.item() == pytest.approx(50.0)
     # 50 becomes 3; 0.5 stays as it is, to the bit, which a clip of the common norm would not leave
     torch.testing.assert_close(large.grad, torch.tensor([1.8, 2.4]))
     assert torch.equal(small.grad, torch.tensor([0.3, 0.4]))
@@ -97,8 +98,20 @@ def test_clip_each_equals_torchs_clip_of_each_tensor_alone() -> None:
 
 def test_clip_each_without_any_gradient_does_nothing() -> None:
     p = nn.Parameter(torch.ones(2))
-    clip_each([p], max_norm=1.0)
+    assert clip_each([p], max_norm=1.0).item() == 0.0
     assert p.grad is None
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_norm_of_gradients_is_finite_only_if_all_of_them_are(bad: float, place: int) -> None:
+    parameters = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    for p in parameters:
+        p.grad = torch.tensor([3.0, 4.0, 0.0])
+    assert clip_each(parameters, max_norm=None).item() == pytest.approx(5.0)
+    assert parameters[0].grad.tolist() == [3.0, 4.0, 0.0]
+    parameters[place].grad[1] = bad
+    assert not clip_each(parameters, max_norm=None).isfinite()
 
 
 def test_moving_average_moves_parameters_and_leaves_buffers() -> None:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from histo_ssl.artifacts import fingerprint, write_bytes
 from histo_ssl.backbones.weights import fit_positions
 from histo_ssl.data.base import Part, TileSource
-from histo_ssl.data.datamodule import Batch, Loading, Tiles, as_it_is
+from histo_ssl.data.datamodule import Batch, Tiles
+from histo_ssl.data.loading import Loading, TileLoader
 from histo_ssl.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from histo_ssl.progress import Progress
 
@@ -152,18 +152,22 @@ def embed_tiles(
 
     Returns:
         How many tiles and files the folder holds afterwards.
+
+    Raises:
+        ValueError: a tile can't be read; no other one may stand for it.
     """
     encoder.check_scale(source.mpp, any_mpp=any_mpp)
     tiles = _tile_names(source)
     missing = [part for part in source.parts() if not _is_embedded(part, folder, tiles)]
     coords = source.coords()
     features = _features(encoder, source, missing, batch_size=batch_size, loading=loading)
+    attributes = _attributes(encoder.card, source)
     for part, features_ND in features:
         write_embeddings(
             folder / f"{part.name}.h5",
             features=features_ND,
             coords=coords[part.start : part.stop],
-            attributes={**_attributes(encoder.card, source), TILES: tiles[part.name]},
+            attributes={**attributes, TILES: tiles[part.name]},
         )
     return {"tiles": len(source), "files": len(source.parts())}
 
@@ -233,8 +237,7 @@ def _features(
     """Features (N, D) of one part after the other; workers read ahead across the borders of parts."""
     cuts = [_cuts(part, batch_size) for part in parts]
     wanted = [[(row, 0) for row in cut] for part_cuts in cuts for cut in part_cuts]
-    loader = DataLoader(Tiles(source), batch_sampler=wanted, collate_fn=as_it_is, **loading.arguments())
-    batches = iter(loader)
+    batches = iter(TileLoader(Tiles(source), wanted, loading))
     with Progress("embed", n_items=sum(map(len, wanted)), noun="tiles") as progress:
         for part, part_cuts in zip(parts, cuts, strict=True):
             done = [_next_features(encoder, batches, progress) for _ in part_cuts]

@@ -21,13 +21,19 @@ LEAST = {
     "n_processes": 0,
     "slide_timeout_s": 1,
     "loader.n_workers": 0,
+    "loader.timeout_s": 0,
+    "max_nonfinite": 1,
     "seed": 0,
 }
 MOST = 2**32 - 1  # what random generators take as a seed
 FROZEN = "histo_ssl.methods.frozen."  # targets of the methods that train nothing
 FOLDER = "local-dir:"  # before the path of a folder of weights
 SWITCHES = ("compile", "grad_checkpointing")
-START_METHODS = ("fork", "spawn", "forkserver")
+CHOICES = {
+    "loader.start_method": ("fork", "spawn", "forkserver"),
+    "on_nonfinite": ("stop", "skip"),
+}
+SHARES = ("max_failed_tiles",)
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,13 @@ class Plan:
         for key in SWITCHES:
             if not isinstance(self.group(key), bool):
                 raise ValueError(f"{key}={self.group(key)}: true or false is expected")
-        method = self.group("loader.start_method")
-        if method not in START_METHODS:
-            raise ValueError(f"loader.start_method={method}: choose one of {', '.join(START_METHODS)}")
+        for key, choices in CHOICES.items():
+            if self.group(key) not in choices:
+                raise ValueError(f"{key}={self.group(key)}: choose one of {', '.join(choices)}")
+        for key in SHARES:
+            value = self.group(key)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+                raise ValueError(f"{key}={value}: a share, from 0 to 1, is expected")
 
     @property
     def runs_dir(self) -> Path:

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import Logger
 from histo_ssl import artifacts, ranks
 from histo_ssl.artifacts import Counts, fingerprint, write_json, write_text
 from histo_ssl.data.base import TileSource
-from histo_ssl.data.datamodule import Loading, TileDataModule
+from histo_ssl.data.datamodule import TileDataModule
+from histo_ssl.data.loading import Loading
 from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
 from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder

@@ -94,6 +94,9 @@ def test_a_task_does_not_change_the_encoder_and_a_seed_does(compose: Any) -> Non
     [
         "trainer=cpu",
         "loader.n_workers=7",
+        "loader.timeout_s=7",
+        "max_failed_tiles=0.5",
+        "on_nonfinite=skip",
         "log_every=1",
         "checkpoint_every=1",
         "n_processes=1",
@@ -144,3 +147,21 @@ def test_a_recipe_says_what_it_takes_and_its_arithmetic_is_right(path: Path) -> 
     (sum_of_hours,) = re.findall(r"(\d+) x (\d+) / (\d+) / 3600 = (\d+) h", header)
     n_tiles, epochs, tiles_per_s, hours = map(int, sum_of_hours)
     assert round(n_tiles * epochs / tiles_per_s / 3600) == hours
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("max_failed_tiles=1.5", "max_failed_tiles=1.5: a share, from 0 to 1, is expected"),
+        ("max_failed_tiles=few", "max_failed_tiles=few: a share"),
+        ("on_nonfinite=ignore", "on_nonfinite=ignore: choose one of stop, skip"),
+        ("max_nonfinite=0", "max_nonfinite=0: a whole number, 1 or more"),
+        ("loader.timeout_s=-1", "loader.timeout_s=-1: a whole number, 0 or more"),
+        ("loader.start_method=thread", "choose one of fork, spawn, forkserver"),
+    ],
+)
+def test_a_value_that_no_run_could_be_made_with_is_refused(
+    compose: Any, override: str, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        compose("method=dino", "backbone=vit_t", override).check()

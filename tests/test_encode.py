@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from histo_ssl.backbones.timm import timm_backbone
 from histo_ssl.data.base import TileSource
-from histo_ssl.data.datamodule import Loading
+from histo_ssl.data.loading import Loading
 from histo_ssl.encode import (
     Card,
     Encoder,
@@ -24,7 +24,7 @@ from histo_ssl.encode import (
 )
 
 Source = Callable[[int], TileSource]
-LOADING = Loading(n_workers=0, start_method="fork")
+LOADING = Loading(n_workers=0, start_method="fork", timeout_s=0)
 ARCHITECTURE = {"_target_": "histo_ssl.backbones.timm.timm_backbone", "name": "resnet18", "drop_path": 0.0}
 
 

@@ -14,7 +14,8 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from histo_ssl.callbacks import MetricsLog, StepClock, read_metrics
 from histo_ssl.data.base import TileSource
-from histo_ssl.data.datamodule import Loading, TileDataModule
+from histo_ssl.data.datamodule import TileDataModule
+from histo_ssl.data.loading import Loading
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.training import LAST, METRICS, Recording, precision_for, train
 from histo_ssl.views.compose import Views
@@ -53,7 +54,7 @@ def _train(
         epochs=2,
         accumulate=1,
         seed=0,
-        loading=Loading(n_workers=0, start_method="fork"),
+        loading=Loading(n_workers=0, start_method="fork", timeout_s=0),
     )
     module: SSLMethod = instantiate(method, _convert_="all")
     callbacks = [StopAfter(stop_after)] if stop_after else []

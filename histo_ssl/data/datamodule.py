@@ -15,27 +15,17 @@ import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from histo_ssl.data.base import TileSource
+from histo_ssl.data.loading import Loading, TileLoader
 from histo_ssl.views.compose import Views
 
 Batch = dict[str, Any]
 Wanted = tuple[int, int]  # number of a tile in its source, epoch it is wanted for
 
-
-@dataclass(frozen=True, kw_only=True)
-class Loading:
-    """How tiles are read. Changes speed and memory, never a byte of a batch."""
-
-    n_workers: int
-    start_method: str
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of a DataLoader; pinned memory where there is a GPU to copy to."""
-        context = self.start_method if self.n_workers else None
-        pinned = torch.cuda.is_available()
-        return {"num_workers": self.n_workers, "multiprocessing_context": context, "pin_memory": pinned}
+N_REPLACEMENTS = 5  # tried in place of a tile: if they all fail, it is not the tile
+REPLACING = 1  # a third word in the seed, so that no epoch's shuffling draws the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +73,42 @@ class Tiles(Dataset[Any]):
         return {"tiles": torch.from_numpy(tiles), "ids": ids, "epoch": epochs}
 
 
-class StreamLoader(DataLoader[Any]):
-    """A DataLoader whose position is the trainer's step, so that there is no state of its own to keep."""
+@dataclass(frozen=True)
+class ReplacedTiles(Dataset[Any]):
+    """As `Tiles`, for training: a tile that can't be read is replaced by another one, and named."""
+
+    source: TileSource
+    rows: NDArray[np.int64]  # numbers of the tiles that may take its place
+    seed: int
+
+    def __getitems__(self, wanted: list[Wanted]) -> Batch:
+        """As of `Tiles`, with the ids of the tiles that were read, and under `failed` why others were not."""
+        failed: dict[int, str] = {}
+        tiles, ids = zip(*(self._read(row, failed) for row, _ in wanted), strict=True)
+        epochs = torch.tensor([epoch for _, epoch in wanted])
+        return {
+            "tiles": torch.from_numpy(np.stack(tiles)),
+            "ids": torch.tensor(ids),
+            "epoch": epochs,
+            "failed": failed,
+        }
+
+    def _read(self, row: int, failed: dict[int, str]) -> tuple[NDArray[np.uint8], int]:
+        for candidate in (row, *self.replacements(row)):
+            try:
+                return self.source.read(candidate), candidate
+            except (ValueError, OSError) as error:
+                failed[candidate] = str(error)
+        raise ValueError(f"{failed[row]}; and {N_REPLACEMENTS} other tiles tried in its place fail, too")
+
+    def replacements(self, row: int) -> list[int]:
+        """The tiles to try in place of a tile, in order: a pure function of its number and the seed."""
+        draws = np.random.default_rng([self.seed, row, REPLACING])
+        return [int(other) for other in draws.choice(self.rows, size=N_REPLACEMENTS)]
+
+
+class StreamLoader(TileLoader):
+    """A loader whose position is the trainer's step, so that there is no state of its own to keep."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing; its presence tells Lightning that resuming in the middle of an epoch is sound."""
@@ -131,6 +155,7 @@ class TileDataModule(LightningDataModule):
                 f"use at most {len(rows)}, or more data"
             )
         self.source, self.rows, self.views = source, rows, views
+        self.tiles = ReplacedTiles(source, rows, seed)
         self.epochs, self.seed, self.loading = epochs, seed, loading
         self.accumulate = accumulate
         self.batch_size = _share(batch_size, n_parts=accumulate, of="accumulated batches")
@@ -144,6 +169,10 @@ class TileDataModule(LightningDataModule):
     def total_steps(self) -> int:
         """Optimiser steps of the whole training."""
         return self.epochs * self.steps_per_epoch
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Tiles as training reads them, in its first epoch."""
+        return self.tiles.__getitems__([(int(row), 0) for row in rows])
 
     def train_dataloader(self) -> StreamLoader:
         """Batches from the trainer's current step to the last."""
@@ -172,20 +201,13 @@ class TileDataModule(LightningDataModule):
 
     def loader(self, sampler: StepSampler) -> StreamLoader:
         """Batches of tiles for a list of steps."""
-        return StreamLoader(
-            Tiles(self.source), batch_sampler=sampler, collate_fn=as_it_is, **self.loading.arguments()
-        )
+        return StreamLoader(self.tiles, sampler, self.loading)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """Views (V tensors of (B, 3, s, s), normalised) in place of tiles, made on the training device."""
         tiles = batch["tiles"].permute(0, 3, 1, 2)
         views: list[Tensor] = self.views(tiles, ids=batch["ids"], epoch=batch["epoch"], seed=self.seed)
-        return {"views": views, "ids": batch["ids"]}
-
-
-def as_it_is(batch: Any) -> Any:
-    """The batch: workers make whole ones, there is nothing to collate."""
-    return batch
+        return {"views": views, "ids": batch["ids"], "failed": batch["failed"]}
 
 
 def _share(batch_size: int, *, n_parts: int, of: str) -> int:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from histo_ssl.data.base import TileSource
-from histo_ssl.data.datamodule import Loading, StepSampler, TileDataModule
+from histo_ssl.data.datamodule import ReplacedTiles, StepSampler, TileDataModule
+from histo_ssl.data.loading import Loading
 from histo_ssl.views.compose import Views
 
 Source = Callable[[int], TileSource]
@@ -18,7 +19,7 @@ def _module(
     source: TileSource, views: Views, *, n_workers: int = 0, start_method: str = "fork", **changes: int
 ) -> TileDataModule:
     values = {"batch_size": 4, "epochs": 2, "accumulate": 1, "seed": 0, **changes}
-    loading = Loading(n_workers=n_workers, start_method=start_method)
+    loading = Loading(n_workers=n_workers, start_method=start_method, timeout_s=60 if n_workers else 0)
     rows = np.arange(len(source))
     return TileDataModule(source=source, rows=rows, views=views, loading=loading, **values)
 
@@ -73,7 +74,12 @@ def test_accumulated_batches_together_are_the_batch(image_source: Source, views:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
 @pytest.mark.parametrize(
     ("n_workers", "start_method"),
-    [(1, "fork"), (4, "fork"), pytest.param(1, "spawn", marks=pytest.mark.slow)],
+    [
+        (1, "fork"),
+        (4, "fork"),
+        pytest.param(1, "spawn", marks=pytest.mark.slow),
+        pytest.param(2, "forkserver", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_change_no_byte_and_no_view(
     image_source: Source, views: Views, n_workers: int, start_method: str
@@ -112,3 +118,57 @@ def test_a_batch_that_ranks_cannot_share_is_refused(image_source: Source, views:
     module = _module(image_source(8), views)
     with pytest.raises(ValueError, match="a batch of 4 tiles can't be shared equally among 3 ranks"):
         module.sampler(first_step=0, rank=0, n_ranks=3)
+
+
+class Torn:
+    """Tiles of which some can't be read."""
+
+    tile_px, mpp = 2, None
+
+    def __init__(self, n: int, torn: set[int]) -> None:
+        self.n, self.torn = n, torn
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, i: int) -> np.ndarray:
+        if i in self.torn:
+            raise ValueError(f"slide_{i}.svs: torn")
+        return np.full((2, 2, 3), i, dtype=np.uint8)
+
+
+def test_a_tile_that_cannot_be_read_is_replaced_by_the_same_other_one_each_time() -> None:
+    tiles = ReplacedTiles(Torn(50, {7}), np.arange(10, 50), seed=3)
+    replacement = tiles.replacements(7)[0]
+    for wanted, place in (([(7, 0)], 0), ([(12, 1), (7, 1)], 1)):
+        batch = tiles.__getitems__(wanted)
+        assert batch["ids"][place] == replacement
+        assert batch["tiles"][place].unique().tolist() == [replacement]  # the id is of what was read
+        assert batch["failed"] == {7: "slide_7.svs: torn"}
+        assert batch["epoch"].tolist() == [epoch for _, epoch in wanted]
+    assert tiles.__getitems__([(12, 1)])["failed"] == {}
+
+
+def test_replacements_come_from_the_training_tiles_and_depend_on_tile_and_seed() -> None:
+    rows = np.arange(10, 50)
+    drawn = {
+        (row, seed): tuple(ReplacedTiles(Torn(50, set()), rows, seed).replacements(row))
+        for row in range(20)
+        for seed in range(5)
+    }
+    assert {other for others in drawn.values() for other in others} == set(rows.tolist())
+    assert len(set(drawn.values())) == 100
+
+
+def test_a_replacement_that_fails_too_is_replaced_and_named() -> None:
+    rows = np.arange(10, 50)
+    first, second = ReplacedTiles(Torn(50, set()), rows, seed=3).replacements(7)[:2]
+    batch = ReplacedTiles(Torn(50, {7, first}), rows, seed=3).__getitems__([(7, 0)])
+    assert batch["ids"].tolist() == [second]
+    assert batch["failed"] == {7: "slide_7.svs: torn", first: f"slide_{first}.svs: torn"}
+
+
+def test_where_no_tile_can_be_read_the_first_is_named() -> None:
+    tiles = ReplacedTiles(Torn(50, set(range(50))), np.arange(50), seed=3)
+    with pytest.raises(ValueError, match=r"slide_7\.svs: torn; and 5 other tiles tried in its place fail"):
+        tiles.__getitems__([(7, 0)])

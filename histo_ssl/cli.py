@@ -8,12 +8,14 @@ import difflib
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -25,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from histo_ssl import disk
+from histo_ssl import disk, signals
 from histo_ssl.redaction import RedactingFilter, redact
 from histo_ssl.targets import check_configuration
 
@@ -66,13 +68,17 @@ def conf_dir() -> Path:
 
 
 def main() -> None:
-    """Run what the command line says; exit 1 with one sentence when that can't be done."""
+    """Run what the command line says; exit 1 with one sentence when that can't be done.
+
+    A signal ends the program with one line, and by its own exit status: 130, 138 or 143.
+    """
     warnings.filterwarnings("ignore", module="lightning")  # on its own use of torch: not the user's to act on
     wants_traceback = os.environ.get(FULL_ERROR) == "1"
     if not wants_traceback:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a lost rank costs pages of C++ frames
     as_asked = _hydra_raises("1" if wants_traceback else "0")  # also by the processes that a job starts
-    with _hydra_raises("1"), _one_sentence(wants_traceback=wants_traceback, also=(JobFailedError,)):
+    words = _one_sentence(wants_traceback=wants_traceback, also=(JobFailedError,))
+    with _hydra_raises("1"), words, signals.answered_by(signals.stop):
         hydra._internal.hydra.ConfigLoaderImpl = GuardedLoader  # type: ignore[attr-defined] # it has no hook for that
         # this file words the message inside of the job, else Hydra adds a line of its own
         job = _one_sentence(wants_traceback=wants_traceback)(as_asked(_job))
@@ -100,8 +106,9 @@ def _one_sentence(*, wants_traceback: bool, also: tuple[type[Exception], ...] = 
         if wants_traceback:
             raise
         sys.exit(f"error: {redact(explain(error))}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    except signals.Stopped as stopped:
+        print(stopped, file=sys.stderr)  # noqa: T201 (the program's last line)
+        sys.exit(stopped.status)
 
 
 def _job(cfg: DictConfig) -> None:
@@ -112,7 +119,10 @@ def _job(cfg: DictConfig) -> None:
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         command = [sys.executable, "-m", "histo_ssl", *job.overrides.task]
-        if subprocess.run(command, check=False).returncode:
+        status = _run(command)
+        if status - signals.SHELL_BASE in signals.HANDLED:
+            sys.exit(status)  # the job has said so; those after it shall not start
+        if status:
             raise JobFailedError(f"a job of the sweep failed: {' '.join(job.overrides.task)}")
         return
     # Threads that spin while they wait slow a step 3 to 10 times where a core is shared; read as torch loads.
@@ -123,6 +133,21 @@ def _job(cfg: DictConfig) -> None:
 
     choices = {str(group): str(choice) for group, choice in job.runtime.choices.items()}
     stages.run(plan.Plan(cfg=cfg, choices=choices))
+
+
+def _run(command: list[str]) -> int:
+    """Exit status of a process that is told of signals and then waited for: it has a checkpoint to write.
+
+    Ctrl-C reaches it from the terminal already; passed on, it would count as a second one.
+    """
+    with subprocess.Popen(command) as process:
+
+        def pass_on(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a handler's arguments)
+            if signum != signal.SIGINT:
+                process.send_signal(signum)
+
+        with signals.answered_by(pass_on):
+            return process.wait()
 
 
 def explain(error: BaseException) -> str:

@@ -4,11 +4,13 @@ A rank is known once the process group stands, that is inside `trainer.fit`; bef
 answers as rank 0 of 1.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -64,6 +66,15 @@ def gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     gathered: Tensor = _Gather.apply(x)
+    return gathered
+
+
+def gather_objects(x: T) -> list[T]:
+    """Every rank's small picklable object, in rank order; for what happens rarely."""
+    if world_size() == 1:
+        return [x]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, x)
     return gathered
 
 

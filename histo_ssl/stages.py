@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +32,7 @@ from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.floors import ColorStatistics
-from histo_ssl.training import METRICS, Recording, precision_for, prepare, train
+from histo_ssl.training.fit import METRICS, Limits, Recording, precision_for, prepare, train
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,9 @@ def _tile(plan: Plan, config: Mapping[str, Any], listing: Listed, folder: Path) 
 def _pretrain(plan: Plan, folder: Path) -> Counts:
     data = _datamodule(plan)
     write_sheet(data, folder / "views.png")
-    method = _fit(plan, data, folder)
+    method, n_unreadable = _fit(plan, data, folder)
     export(method.encoder(), card_of_trained(plan, method.encoder(), data), folder)
-    return {"steps": data.total_steps, "tiles": len(data.rows)}
+    return {"steps": data.total_steps, "tiles": len(data.rows), "unreadable tiles": n_unreadable}
 
 
 def _join_pretraining(plan: Plan, trainer: Trainer) -> None:
@@ -142,14 +142,14 @@ def _join_pretraining(plan: Plan, trainer: Trainer) -> None:
         _fit(plan, _datamodule(plan), folder)
 
 
-def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
+def _fit(plan: Plan, data: TileDataModule, folder: Path) -> tuple[SSLMethod, int]:
     lightning.seed_everything(plan.cfg.seed, verbose=False)
     config, why = plan.method(n_tiles=len(data.rows))
     log.info("pretrain: %s", why)
     method: SSLMethod = instantiate(config, backbone=instantiate(plan.group("backbone")))
     prepare(method, data, compile=plan.cfg.compile, grad_checkpointing=plan.cfg.grad_checkpointing)
     card = card_of_trained(plan, method.encoder(), data)
-    train(
+    n_unreadable = train(
         method,
         data,
         folder=folder,
@@ -157,8 +157,9 @@ def _fit(plan: Plan, data: TileDataModule, folder: Path) -> SSLMethod:
         logger=_logger(plan),
         online=online_scores(plan, data, card=card, folder=folder, metrics=folder / METRICS),
         recording=Recording(checkpoint_every=plan.cfg.checkpoint_every, log_every=plan.cfg.log_every),
+        limits=Limits(**{field.name: plan.cfg[field.name] for field in fields(Limits)}),
     )
-    return method
+    return method, n_unreadable
 
 
 def _trainer(plan: Plan) -> Callable[..., Trainer]:

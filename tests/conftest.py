@@ -129,7 +129,7 @@ TINY: dict[str, list[str]] = {
 
 
 @pytest.fixture(scope="session")
-def tiny(compose: Callable[..., Plan]) -> Callable[..., dict[str, Any]]:
+def tiny_method(compose: Callable[..., Plan]) -> Callable[..., dict[str, Any]]:
     """A function that gives a method of a few thousand weights, to be instantiated, and its views' group.
 
     Named overrides come last; the backbone is one of timm's smallest.
@@ -145,7 +145,7 @@ def tiny(compose: Callable[..., Plan]) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def tiny_dino(tiny: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def tiny_dino(tiny_method: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """DINO with the smallest ViT and head, to be instantiated: a step takes some ten milliseconds."""
-    method: dict[str, Any] = tiny("dino")["method"]
+    method: dict[str, Any] = tiny_method("dino")["method"]
     return method

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from histo_ssl.artifacts import write_image
@@ -15,7 +14,7 @@ N_TILES = 6  # rows of the sheet
 
 def write_sheet(data: TileDataModule, path: Path) -> None:
     """A picture of the views that training will see: a row per tile, the tile first."""
-    rows = data.rows[:: max(1, len(data.rows) // N_TILES)][:N_TILES]
-    tiles = torch.from_numpy(np.stack([data.source.read(int(row)) for row in rows])).permute(0, 3, 1, 2)
-    sheet = contact_sheet(data.views, tiles, ids=torch.from_numpy(rows), epoch=0, seed=data.seed)
+    batch = data.batch(data.rows[:: max(1, len(data.rows) // N_TILES)][:N_TILES])
+    tiles_B3SS = batch["tiles"].permute(0, 3, 1, 2)
+    sheet = contact_sheet(data.views, tiles_B3SS, ids=batch["ids"], epoch=0, seed=data.seed)
     write_image(path, Image.fromarray(np.asarray(sheet)))

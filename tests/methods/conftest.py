@@ -108,12 +108,12 @@ SIDES = {"simclr": (32, 32), "moco": (32, 32), "mocov3": (32, 32), "byol": (32, 
 
 
 @pytest.fixture
-def build(tiny: Callable[..., dict[str, Any]]) -> Callable[..., tuple[SSLMethod, list[Tensor]]]:
+def build(tiny_method: Callable[..., dict[str, Any]]) -> Callable[..., tuple[SSLMethod, list[Tensor]]]:
     """Builds the method of a YAML around a tiny backbone, for 10 steps, and a batch of its views."""
 
     def built(name: str, *overrides: str, backbone: str = "test_vit") -> tuple[SSLMethod, list[Tensor]]:
         torch.manual_seed(0)
-        config = tiny(name, *overrides, backbone=backbone)["method"]
+        config = tiny_method(name, *overrides, backbone=backbone)["method"]
         method: SSLMethod = instantiate(config, _convert_="all")
         method.total_steps, method.steps_per_epoch, method.log_every = 10, 5, 1
         return method, Batches(1, sides=SIDES[name]).batches[0]["views"]

@@ -121,11 +121,11 @@ def test_masks_of_accumulated_batches_are_those_of_one_batch(build: Any) -> None
     assert torch.equal(torch.cat([mae._order(4, 16), mae._order(4, 16)]), whole)
 
 
-def test_each_run_has_masks_of_its_own_whose_seed_is_in_the_checkpoint(tiny: Any) -> None:
+def test_each_run_has_masks_of_its_own_whose_seed_is_in_the_checkpoint(tiny_method: Any) -> None:
     made = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        made.append(instantiate(tiny("mae")["method"], _convert_="all"))
+        made.append(instantiate(tiny_method("mae")["method"], _convert_="all"))
     assert made[0].mask_seed == made[1].mask_seed != made[2].mask_seed
     assert "mask_seed" in made[0].state_dict()
 

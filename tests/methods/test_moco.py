@@ -213,11 +213,13 @@ class Brightness(nn.Module):
         return self.norm(x.mean(dim=(2, 3)))
 
 
-def test_what_a_querys_group_has_in_common_is_not_taken_out_of_its_keys(tiny: Any) -> None:
+def test_what_a_querys_group_has_in_common_is_not_taken_out_of_its_keys(tiny_method: Any) -> None:
     """The leak of section 3.3: BatchNorm hides what a group shares from queries; keys must still show it."""
     torch.manual_seed(0)
     moco = instantiate(
-        tiny("moco", "method.norm_tiles=4")["method"], backbone=lambda **_: Brightness(), _convert_="all"
+        tiny_method("moco", "method.norm_tiles=4")["method"],
+        backbone=lambda **_: Brightness(),
+        _convert_="all",
     )
     view = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     brighter = view + 4.0 * (torch.arange(16) < 4).view(16, 1, 1, 1)  # the first of four groups

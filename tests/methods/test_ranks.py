@@ -16,13 +16,16 @@ import torch.multiprocessing as mp
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from torch import Tensor
+from torch.distributed import TCPStore
 
-from histo_ssl.callbacks import read_metrics
 from histo_ssl.data.base import TileSource
-from histo_ssl.data.datamodule import Loading, TileDataModule
+from histo_ssl.data.datamodule import TileDataModule
+from histo_ssl.data.loading import Loading
 from histo_ssl.distributed import all_reduce_mean
 from histo_ssl.methods.base import SSLMethod
-from histo_ssl.training import LAST, METRICS, Recording, train
+from histo_ssl.training.checkpoints import LAST
+from histo_ssl.training.fit import METRICS, Limits, Recording, train
+from histo_ssl.training.recording import read_metrics
 
 CASES = {
     "dino": ("dino", "test_vit", ["views.kinds.local.count=2"]),
@@ -46,9 +49,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def configs(tiny: Callable[..., Config]) -> dict[str, Config]:
+def configs(tiny_method: Callable[..., Config]) -> dict[str, Config]:
     return {
-        case: {"name": name, **tiny(name, *overrides, backbone=backbone)}
+        case: {"name": name, **tiny_method(name, *overrides, backbone=backbone)}
         for case, (name, backbone, overrides) in CASES.items()
     }
 
@@ -64,14 +67,18 @@ def two_ranks(
 ) -> Path:
     """A folder in which two processes have trained by hand and through Lightning; most of it is importing."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
+    with socket.socket() as s, socket.socket() as t:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(one_of_two, args=(port, configs, source, folder), nprocs=2)
+        t.bind(("127.0.0.1", 0))
+        ports = s.getsockname()[1], t.getsockname()[1]
+    mp.spawn(one_of_two, args=(ports, configs, source, folder), nprocs=2)
     return folder
 
 
-def one_of_two(number: int, port: int, configs: dict[str, Config], source: TileSource, folder: Path) -> None:
+def one_of_two(
+    number: int, ports: tuple[int, int], configs: dict[str, Config], source: TileSource, folder: Path
+) -> None:
+    port, port_of_store = ports
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
@@ -80,12 +87,16 @@ def one_of_two(number: int, port: int, configs: dict[str, Config], source: TileS
     dist.init_process_group("gloo")
     out = {case: stepped(config, rank=number, n_ranks=2) for case, config in configs.items()}
     torch.save(out, folder / f"{number}.pt")
-    for case in THROUGH_LIGHTNING:
+    dist.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(port_of_store)
+    _store = TCPStore("127.0.0.1", port_of_store, is_master=number == 0, wait_for_workers=False)
+    for n, case in enumerate(THROUGH_LIGHTNING):
         config = gentle(configs[case])
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(2 * n)
         with contextlib.suppress(StoppedError):
             fitted(config, source, folder / case, n_ranks=2, stop_after=3)
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(2 * n + 1)
         fitted(config, source, folder / case, n_ranks=2)
-    dist.destroy_process_group()
 
 
 # by hand: gradients are seen, and averaged over ranks as data parallelism does
@@ -170,7 +181,7 @@ def fitted(config: Config, source: TileSource, folder: Path, *, n_ranks: int, st
         epochs=3,
         accumulate=1,
         seed=0,
-        loading=Loading(n_workers=0, start_method="fork"),
+        loading=Loading(n_workers=0, start_method="fork", timeout_s=0),
     )
     method = instantiate(config["method"], _convert_="all")
 
@@ -182,7 +193,17 @@ def fitted(config: Config, source: TileSource, folder: Path, *, n_ranks: int, st
         )
 
     recording = Recording(checkpoint_every=2, log_every=1)
-    train(method, data, folder=folder, trainer=trainer, logger=None, recording=recording)
+    limits = Limits(max_failed_tiles=0.0, on_nonfinite="stop", max_nonfinite=1)
+    train(
+        method,
+        data,
+        folder=folder,
+        trainer=trainer,
+        logger=None,
+        online=None,
+        recording=recording,
+        limits=limits,
+    )
 
 
 def gentle(config: Config) -> Config:

@@ -16,15 +16,16 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
-from histo_ssl.callbacks import read_metrics
 from histo_ssl.data.base import TileSource
-from histo_ssl.data.datamodule import Loading, TileDataModule
+from histo_ssl.data.datamodule import TileDataModule
+from histo_ssl.data.loading import Loading
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec
 from histo_ssl.tasks.cloud import feature_sd, uniformity
 from histo_ssl.tasks.knn import Knn
 from histo_ssl.tasks.online import OnlineScores, OnlineSpec, Surroundings, evaluating, is_due
-from histo_ssl.training import METRICS, Recording, train
+from histo_ssl.training.fit import METRICS, Recording, train
+from histo_ssl.training.recording import read_metrics
 from histo_ssl.views.compose import Views
 
 N_TILES, N_ASKED, N_STEPS = 17, 6, 8
@@ -87,7 +88,7 @@ def run(
             epochs=2,
             accumulate=1,
             seed=0,
-            loading=Loading(n_workers=0, start_method="fork"),
+            loading=Loading(n_workers=0, start_method="fork", timeout_s=0),
         )
         module: SSLMethod = instantiate(tiny_dino, _convert_="all")
         make_views = lambda tiles, ids: views(tiles, ids=ids, epoch=0, seed=0)  # noqa: E731
@@ -99,7 +100,17 @@ def run(
             return Trainer(accelerator="cpu", devices=1, default_root_dir=str(folder), **settings)
 
         recording = Recording(checkpoint_every=3, log_every=1)
-        train(module, data, folder=folder, trainer=trainer, logger=None, online=online, recording=recording)
+        limits = Limits(max_failed_tiles=0.0, on_nonfinite="stop", max_nonfinite=1)
+        train(
+            module,
+            data,
+            folder=folder,
+            trainer=trainer,
+            logger=None,
+            online=online,
+            recording=recording,
+            limits=limits,
+        )
         return module
 
     return trained

@@ -1,4 +1,4 @@
-"""What happens beside the training steps: checkpoints, metrics, progress, resumable randomness."""
+"""What is written down of a training, metrics and progress, and the randomness that its steps repeat."""
 
 import json
 import time
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from histo_ssl.artifacts import TEMPORARY, fingerprint, publish, write_text
+from histo_ssl.artifacts import fingerprint, write_text
 from histo_ssl.progress import Progress
 
 
@@ -23,28 +23,6 @@ class StepSeed(Callback):
     ) -> None:
         """Seed torch for this batch."""
         torch.manual_seed(int(fingerprint([self.seed, batch_idx, trainer.global_rank]), 16))
-
-
-class LastCheckpoint(Callback):
-    """Writes the whole state of training to one file: every so many steps, and when an epoch ends."""
-
-    def __init__(self, path: Path, *, every_n_steps: int, steps_per_epoch: int) -> None:
-        self.path, self.every_n_steps, self.steps_per_epoch = path, every_n_steps, steps_per_epoch
-        self._written_at = -1
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write, if this step is due and was not written yet (accumulated batches share a step)."""
-        step = trainer.global_step
-        due = step % self.every_n_steps == 0 or step % self.steps_per_epoch == 0
-        if step in (0, self._written_at) or not due:
-            return
-        self._written_at = step
-        temporary = self.path.with_name(f"{TEMPORARY}{self.path.name}")
-        trainer.save_checkpoint(temporary)  # all ranks take part, rank 0 writes
-        if trainer.is_global_zero:
-            publish(temporary, self.path)
 
 
 class StepClock(Callback):
@@ -83,6 +61,7 @@ class MetricsLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the lines of steps that will be made again."""
+        self._written_at = trainer.global_step
         if trainer.is_global_zero:
             kept = [line for line in read_metrics(self.path) if line["step"] <= trainer.global_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 TESTS  ?= tests histo_ssl
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: help demo test check format wheel-test clean
+.PHONY: help demo test check format audit wheel-test clean
 
 help:               ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,9 @@ check: $(VENV)/.dev ## ruff and mypy --strict
 format: $(VENV)/.dev ## let ruff lay out the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+audit: $(VENV)/.dev ## known vulnerabilities of what is installed; needs PyPI's own server, a mirror may not know them
+	$(BIN)/pip-audit --strict --skip-editable
 
 wheel-test: $(VENV)/.dev ## build the wheel, install it into an empty environment, run from an empty folder
 	rm -rf dist .venv-wheel

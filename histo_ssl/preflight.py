@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,20 @@ HANDED = "HISTO_SSL_LISTINGS"
 READERS = {"tile", "pretrain", "embed", "evaluate"}  # stages whose folders depend on what the data list
 
 
-def prepared(plan: Plan) -> Plan:
+def prepared(plan: Plan, *, known: Collection[str]) -> Plan:
     """The plan, its configuration checked, with what its data sets list.
 
+    Args:
+        plan: of a run that begins.
+        known: names of the stages that there are.
+
     Raises:
-        ValueError: a value is of the wrong kind, or a `_target_` may not be named.
+        ValueError: there is no such stage, a value is of the wrong kind, or a `_target_` may not be named.
         FileNotFoundError: the data are not there.
     """
+    unknown = [name for name in plan.cfg.stages if name not in known]
+    if unknown:
+        raise ValueError(f"stages={unknown}: no such stage; the stages are {', '.join(known)}")
     plan.check()
     for group in plan.cfg:
         check_targets(plan.group(str(group)), str(group), more=plan.group(KEY) or ())

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 
 from histo_ssl import artifacts, ranks
 from histo_ssl.artifacts import Counts, fingerprint, write_json, write_text
+from histo_ssl.cells import csv_text
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
@@ -44,10 +45,7 @@ def run(plan: Plan) -> None:
 
     Rank 0 does them all; other ranks wait for its tiles and join it in pretraining.
     """
-    unknown = [name for name in plan.cfg.stages if name not in STAGES]
-    if unknown:
-        raise ValueError(f"stages={unknown}: no such stage; the stages are {', '.join(STAGES)}")
-    plan = prepared(plan)
+    plan = prepared(plan, known=STAGES)
     trainer = _trainer(plan)(logger=False, enable_checkpointing=False)  # of which only its ranks are asked
     ranks.check_launched(trainer)
     if trainer.global_rank > 0:
@@ -254,7 +252,7 @@ def _evaluate(plan: Plan, folder: Path) -> Counts:
         results[subject] = protocol.evaluate(load_embeddings(embeddings, source), subject=subject)
     write_json(folder / "results.json", _summary(plan, results))
     tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
-    write_text(folder / "predictions.csv", pd.concat(tables).to_csv(index=False))
+    write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
     return {"scores": sum(len(result.scores) for result in results.values())}
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histo_ssl.artifacts import write_json, write_text
+from histo_ssl.cells import csv_text, exact_table
 from histo_ssl.data.base import HELD_OUT, SOURCE, SPLITS, STATUS, Part, check_failures, named_splits
 from histo_ssl.slides.grid import Tiling
 
@@ -106,7 +107,7 @@ class ImageTiles:
     def __init__(self, folder: Path, *, tile_px: int, mpp: float | None) -> None:
         self.tile_px = tile_px
         self.mpp = mpp
-        self.images = pd.read_csv(folder / IMAGES, dtype=str, keep_default_na=False)
+        self.images = exact_table(pd.read_csv(folder / IMAGES, dtype=str, keep_default_na=False))
         self._paths = self.images["path"].to_numpy(dtype=str)
         is_known = "n_bytes" in self.images  # not in lists of old
         self._n_bytes = self.images["n_bytes"].astype(np.int64).to_numpy() if is_known else None
@@ -260,4 +261,4 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    write_text(path, table.to_csv(index=False))
+    write_text(path, csv_text(table))

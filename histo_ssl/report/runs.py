@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from histo_ssl.artifacts import PROVENANCE, counts, is_done, read_json
+from histo_ssl.cells import exact
 
 ScoreKey = tuple[str, str, str, str]  # subject, protocol, metric, class ("" over all classes)
 
@@ -181,7 +182,8 @@ def _metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(_text(path), newline="")))
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""))
+    return [{exact(name): exact(cell or "") for name, cell in row.items()} for row in rows]
 
 
 def _json(path: Path) -> dict[str, Any]:

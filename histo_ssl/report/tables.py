@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from histo_ssl.cells import harmless
 from histo_ssl.report.runs import Estimate, Result, Run, ScoreKey, read_results
 from histo_ssl.report.scores import FLOORS, ScoreRow, interval, number, score_rows, words
 
@@ -17,14 +18,6 @@ CSV_COLUMNS = (
     *("run", "result", "method", "backbone", "data", "task", "subject", "protocol", "metric", "class"),
     *("value", "low", "high", "chance"),
 )
-FORMULA_STARTS = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-)  # a spreadsheet runs cells that start so (OWASP, CSV injection)
 TERMINAL_COLUMNS = 110
 
 
@@ -52,15 +45,6 @@ def csv_text(runs: list[Run]) -> str:
         for result in run.results:
             writer.writerows(_csv_row(run, result, key=key, estimate=e) for key, e in result.scores.items())
     return stream.getvalue()
-
-
-def harmless(text: str) -> str:
-    """The text as a CSV cell that no spreadsheet takes for a formula.
-
-    >>> harmless("=HYPERLINK(1)"), harmless("dino")
-    ("'=HYPERLINK(1)", 'dino')
-    """
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def _terminal_table(result: Result) -> Table:

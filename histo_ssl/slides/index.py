@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histo_ssl.artifacts import atomic_path, write_text
+from histo_ssl.cells import csv_text, exact_table
 
 INDEX = "index.npy"
 STATUS = "status.csv"
@@ -72,7 +73,7 @@ def write_index(folder: Path, *, status: pd.DataFrame, xy_level0: Sequence[NDArr
         np.lib.format.write_array_header_1_0(file, header)
         for i, xy in enumerate(xy_level0):
             file.write(_rows(i, xy).tobytes())
-    write_text(folder / STATUS, status.to_csv(index=False))
+    write_text(folder / STATUS, csv_text(status))
     return TileIndex(folder)
 
 
@@ -84,7 +85,7 @@ def _rows(slide: int, xy_level0: NDArray[np.int32]) -> NDArray[Any]:
 
 def read_status(folder: Path) -> pd.DataFrame:
     """One row per slide: its manifest columns as text ("" where empty), its counts and sizes as numbers."""
-    status = pd.read_csv(folder / STATUS, dtype=str, keep_default_na=False)
+    status = exact_table(pd.read_csv(folder / STATUS, dtype=str, keep_default_na=False))
     return status.assign(
         **{name: status[name].astype(np.int64) for name in WHOLE_NUMBERS if name in status},
         **{name: pd.to_numeric(status[name]).astype(float) for name in FRACTIONS},

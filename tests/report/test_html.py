@@ -1,5 +1,6 @@
 """The page: what it says, that it says it to everyone, and that nothing escapes from it."""
 
+import csv
 import itertools
 import re
 from html.parser import HTMLParser
@@ -108,6 +109,8 @@ def test_names_from_outside_never_become_markup(fake_runs: Any) -> None:
     markdown = (fake_runs.path / "report" / "report.md").read_text()
     assert "<script" not in markdown
     assert "&lt;script&gt;" in markdown
+    cells = list(csv.reader((fake_runs.path / "report" / "report.csv").read_text().splitlines()))
+    assert SCRIPT in {cell for row in cells for cell in row}  # a CSV file knows no markup
 
 
 @pytest.mark.parametrize(("encoder", "colour"), [(0.9, 0.8), (0.8, 0.8), (0.75, 0.8), (0.81, 0.8)])

@@ -1,5 +1,6 @@
 """The table of all tiles: what is written is what is read, at once and in any process."""
 
+import csv
 import pickle
 import time
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_text_of_the_status_stays_text_and_numbers_are_numbers(tmp_path: Path) -
     assert slides["label"].tolist() == ["NA", "", "x"]
     assert slides["n_tiles"].sum() == 4
     assert slides["mpp"].mean() == 0.5
+
+
+def test_no_text_of_the_status_is_a_formula_and_every_text_comes_back(tmp_path: Path) -> None:
+    rows = status([3, 0, 1]).assign(
+        **{"label": ["=1+1", "-", "'x"], "@extra": "+", "reason": "=cmd|' /C calc'!A0"}
+    )
+    read = write_index(tmp_path, status=rows, xy_level0=XY).slides
+    assert read["label"].tolist() == ["=1+1", "-", "'x"]
+    assert read["@extra"].tolist() == ["+"] * 3
+    with (tmp_path / STATUS).open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))] == []
 
 
 def test_a_list_without_any_tile_has_an_index_of_length_zero(tmp_path: Path) -> None:

@@ -74,6 +74,21 @@ def test_an_offline_run_holds_the_tables_and_pictures_of_the_report(fake_runs: A
     assert len(list(run.glob("files/media/images/**/*.jpg"))) == 1 + 4  # views, overlays
 
 
+def test_the_configuration_sent_to_wandb_holds_no_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "5ecre7" * 7)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = {"data": {"root": "s3://key:5ecre7@bucket/"}, "note": f"key {'5ecre7' * 7}"}
+    logger = wandb_logger(project="p", folder=tmp_path / "w", **{**WORDS, "config": config})
+    assert logger is not None
+    assert dict(logger.experiment.config) == {"data": {"root": "s3://***@bucket/"}, "note": "key ***"}
+    wandb.finish()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert [path.name for path in files if b"5ecre7" in path.read_bytes()] == []
+
+
 def test_a_run_that_is_open_is_taken_up_again_and_another_is_closed(tmp_path: Path) -> None:
     first = wandb_logger(project="p", folder=tmp_path / "w", **WORDS)
     again = wandb_logger(project="p", folder=tmp_path / "w", **WORDS)

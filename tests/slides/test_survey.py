@@ -1,6 +1,7 @@
 """Surveys: which tiles a list of slides has, and what is said of those that fail."""
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from histo_ssl.disk import NotWrittenError
 from histo_ssl.slides.files import MAX_OPEN_SLIDES
 from histo_ssl.slides.grid import TileSpec
 from histo_ssl.slides.overlay import OUTLINE, TILE, overlay
@@ -284,3 +286,23 @@ def test_two_thousand_slides_leave_no_more_files_open_than_the_reader_keeps(
         assert Slide(str(tmp_path / f"{i}.tif")).read((0, 0), spec)[0, 0, 0] == 7
         n_most = max(n_most, n_open())
     assert n_most - n_before <= MAX_OPEN_SLIDES
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_a_full_disk_is_no_fault_of_the_slide(
+    tissue_slide: str, recipe: Recipe, tmp_path: Path, n_processes: int
+) -> None:
+    """Two slides whose overlays' names are taken by folders: a failing rename, in workers, too."""
+    copy = tmp_path / "copy.tif"
+    shutil.copy(tissue_slide, copy)
+    for name in ("tissue", "copy"):
+        (tmp_path / "tiles" / "overlays" / f"{name}.png").mkdir(parents=True)
+    with pytest.raises(NotWrittenError, match=r"overlays/tissue\.png: not written, Is a directory"):
+        survey_slides(
+            listed(tissue_slide, str(copy)),
+            mpps=[None, None],
+            recipe=recipe,
+            folder=tmp_path / "tiles",
+            processes=Processes(n=n_processes, timeout_s=60, memory_gb=4),
+        )
+    assert not (tmp_path / "tiles" / "status.csv").exists()

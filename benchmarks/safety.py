@@ -5,8 +5,8 @@ needs, so that whatever else the machine does hits all three alike. Each round o
 processor time, which a busy machine blurs less than time on the wall. Eight tiles to a step: what the checks
 cost does not grow with the batch, so larger ones pay less.
 
-The checks: losses and gradients looked at, flags in the reduction, signals, counts of failed tiles and skipped
-steps, tiles replaced. Then the state is written in turn by Lightning and by us, and ours is checked.
+The checks: losses and gradients looked at, flags in the reduction, signals, counts of failed tiles and of
+skipped steps, tiles replaced. Then the state is written in turn by Lightning and by us, and ours is checked.
 """
 
 import sys
@@ -169,12 +169,12 @@ def tiles(folder: Path) -> Any:
         root=str(folder / "images"), csv=None, group_pattern=None, max_tiles=None, max_failed=0.0, seed=0
     )
     tiling = Tiling(size_px=None, mpp=1.0, stride_px=None, min_tissue=0.0, tissue=None)
-    data.tile(tiling, folder=folder, home=folder, n_processes=1)
+    data.tile(tiling, folder=folder, home=folder, n_processes=1, slide_timeout_s=60)
     return open_source(folder)
 
 
 def steps_table(turns: Turns) -> str:
-    """Median processor time per step of each variant, and the median of the rounds' ratios with its quartiles."""
+    """Median processor time per step of each variant, and the median of the rounds' ratios."""
     seconds = np.array([s for _, s in turns.seconds[len(VARIANTS) * N_WARM_UP :]])
     rounds = seconds[: len(seconds) // len(VARIANTS) * len(VARIANTS)].reshape(-1, len(VARIANTS))
     lines = [

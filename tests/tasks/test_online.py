@@ -24,7 +24,7 @@ from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec
 from histo_ssl.tasks.cloud import feature_sd, uniformity
 from histo_ssl.tasks.knn import Knn
 from histo_ssl.tasks.online import OnlineScores, OnlineSpec, Surroundings, evaluating, is_due
-from histo_ssl.training.fit import METRICS, Recording, train
+from histo_ssl.training.fit import METRICS, Limits, Recording, train
 from histo_ssl.training.recording import read_metrics
 from histo_ssl.views.compose import Views
 

@@ -7,6 +7,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Protocol, TypedDict, cast
 
 import torch
@@ -59,7 +60,10 @@ class SSLMethod(LightningModule, ABC):
         flag_means: the flags' means over ranks, as of the newest batch.
         max_skipped: steps that are not finite and may be skipped; none unless set.
         n_skipped: how many were.
+        carried: attributes that go from one batch to the next beside the buffers; `copy` copies each.
     """
+
+    carried: tuple[str, ...] = ()
 
     def __init__(self, *, optim: OptimSpec) -> None:
         super().__init__()
@@ -92,16 +96,18 @@ class SSLMethod(LightningModule, ABC):
         assert 0.0 <= progress <= 1.0
 
     def bookmark(self) -> Callable[[], None]:
-        """A function that puts back what `step` changes from now on: here all buffers.
+        """A function that puts back what `step` changes from now on: all buffers, and what is `carried`.
 
-        Asked for before each step, where steps that are not finite are skipped. A method that keeps more than
-        buffers from one batch to the next adds it here.
+        Asked for before each step, where steps that are not finite are skipped.
         """
         kept = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        carried = {name: copy(getattr(self, name)) for name in self.carried}
 
         def put_back() -> None:
             for name, buffer in self.named_buffers():
                 buffer.copy_(kept[name])
+            for name, value in carried.items():
+                setattr(self, name, value)
 
         return put_back
 

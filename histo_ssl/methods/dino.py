@@ -11,7 +11,6 @@ the backbone; N: rows, V * B or G * B, view after view.
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, cast
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from histo_ssl.backbones import BackboneFactory
-from histo_ssl.distributed import all_reduce_sum, gather, rank, world_size
+from histo_ssl.distributed import all_reduce_sum, rank, world_size
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.methods.monitors import CollapseWatch, EmbeddingWindow, MonitorSpec, entropy, rankme
 from histo_ssl.methods.sinkhorn import sinkhorn
@@ -175,6 +174,7 @@ class Network(nn.Module):
 class DINO(SSLMethod):
     """A student learns to say of every view what its slowly moving average says of the large ones."""
 
+    carried = ("n_teacher_rows", "embeddings")
     centre_K: Tensor
     teacher_sum_K: Tensor
 
@@ -245,24 +245,13 @@ class DINO(SSLMethod):
         self.n_teacher_rows = 0
         move_towards(self.teacher, self.student, momentum=self.spec.momentum_at(progress))
 
-    def bookmark(self) -> Callable[[], None]:
-        """Also what the centre and RankMe gather."""
-        put_back_buffers = super().bookmark()
-        n_rows, embeddings = self.n_teacher_rows, self.embeddings.copy()
-
-        def put_back() -> None:
-            put_back_buffers()
-            self.n_teacher_rows, self.embeddings = n_rows, embeddings
-
-        return put_back
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what RankMe looks at, so that a resumed run logs what an unbroken one would have."""
-        checkpoint["newest_embeddings"] = gather(self.embeddings.rows())  # rank 0 writes for all
+        checkpoint["newest_embeddings"] = self.embeddings.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
-        self.embeddings.push(checkpoint["newest_embeddings"].chunk(world_size())[rank()])
+        self.embeddings.restore(checkpoint["newest_embeddings"])
 
     def on_fit_start(self) -> None:
         """Read the length of training and warn when the last layer would stay frozen throughout."""

@@ -119,6 +119,8 @@ class MaskedAutoencoder(nn.Module):
 class MAE(WatchedMethod):
     """A ViT learns to see a tile from a part of its patches."""
 
+    carried = (*WatchedMethod.carried, "n_seen_tiles")
+
     mask_seed: Tensor
 
     def __init__(

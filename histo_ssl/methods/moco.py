@@ -105,6 +105,8 @@ class Queue(nn.Module):
 class MoCo(WatchedMethod):
     """A query encoder learns to find a tile's key, made by its own moving average, among other tiles'."""
 
+    carried = (*WatchedMethod.carried, "new_keys")
+
     def __init__(
         self,
         *,

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from histo_ssl.distributed import gather, rank, world_size
+
 logger = logging.getLogger(__name__)
 
 # the smallest share of a singular value, in RankMe's eq. 2
@@ -125,7 +127,7 @@ class EmbeddingWindow:
         while sum(map(len, self._batches)) - len(self._batches[0]) >= self.n_rows:
             self._batches.popleft()
 
-    def copy(self) -> "EmbeddingWindow":
+    def __copy__(self) -> "EmbeddingWindow":
         """A window on the same batches that moves on by itself."""
         copied = EmbeddingWindow(self.n_rows)
         copied._batches = self._batches.copy()
@@ -135,6 +137,14 @@ class EmbeddingWindow:
         """The newest `n_rows` embeddings, oldest first, or fewer at the start."""
         device = self._batches[-1].device  # rows from a checkpoint may still be elsewhere
         return torch.cat([batch.to(device) for batch in self._batches])[-self.n_rows :]
+
+    def state(self) -> Tensor:
+        """The rows of all ranks, for a checkpoint, which rank 0 writes for all."""
+        return gather(self.rows())
+
+    def restore(self, state: Tensor) -> None:
+        """Take up this rank's part of what `state` gave."""
+        self.push(state.chunk(world_size())[rank()])
 
 
 class FailureWatch:

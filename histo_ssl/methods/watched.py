@@ -16,6 +16,8 @@ from histo_ssl.optim.spec import OptimSpec
 class WatchedMethod(SSLMethod):
     """A method that logs how spread its features are, and names a failure that they or its loss show."""
 
+    carried: tuple[str, ...] = ("embeddings",)
+
     def __init__(self, *, optim: OptimSpec, watch: WatchSpec) -> None:
         super().__init__(optim=optim)
         self.watch = watch
@@ -57,11 +59,11 @@ class WatchedMethod(SSLMethod):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what RankMe looks at, so that a resumed run logs what an unbroken one would have."""
-        checkpoint["newest_embeddings"] = self.embeddings.rows()
+        checkpoint["newest_embeddings"] = self.embeddings.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
-        self.embeddings.push(checkpoint["newest_embeddings"])
+        self.embeddings.restore(checkpoint["newest_embeddings"])
 
 
 def pair_of(views: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -169,7 +169,7 @@ def test_slides_that_fail_are_listed_and_past_the_limit_stop_the_run(
         (["data=slides", "data.root={tmp}/empty"], "no slide there; files ending in .svs"),
         (["data=slides", "data.manifest={tmp}/no_path.csv"], "no column path; found slide_id"),
         (
-            ["data=slides", "data.root={tmp}/empty", "tiling=native"],
+            ["data=slides", "data.root={tmp}/slides", "tiling=native"],
             "slides need all four; choose tiling=small or tiling=study",
         ),
         (["data=images", "data.root={tmp}/empty"], "no image in it"),
@@ -194,6 +194,8 @@ def test_bad_input_gets_one_sentence(
     sentence: str,
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.svs").touch()  # listed, and never opened
     (tmp_path / "no_path.csv").write_text("slide_id,file\na,b.svs\n")
     runs = f"runs_dir={finished[0] / 'runs'}"
     failed = _run(runs, *(a.format(tmp=tmp_path) for a in arguments), cwd=tmp_path)

@@ -44,6 +44,6 @@ def test_memory_stays_flat_over_fifty_epochs(
     )
     assert len(seen) == N_EPOCHS
     per_epoch_mb = np.polyfit(np.arange(N_WARM_UP, N_EPOCHS), seen[N_WARM_UP:], 1)[0]
-    # A third of what leaking a batch at each of an epoch's four steps would be, 0.75 MB (0.91 were seen with such
+    # A third of what leaking a batch a step would be, 0.75 MB an epoch (0.91 were seen with such
     # a leak). The allocator fills up by 0.1 MB an epoch here; over 300 epochs it was flat from the 120th on.
     assert per_epoch_mb < 4 * BATCH_MB / 3, [round(mb, 1) for mb in seen]

@@ -5,6 +5,7 @@ As a program (`python tiny.py FOLDER N_WORKERS`) it trains in a folder that a te
 
 import contextlib
 import json
+import logging
 import os
 import pickle
 import sys
@@ -194,6 +195,8 @@ def _meeting(setting: dict[str, Any]) -> contextlib.AbstractContextManager[None]
 
 def main(folder: Path, *, n_workers: int) -> None:
     """Train in a folder that holds `setting.pickle`; what was seen goes to `ids.jsonl`."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # as `stages.run` does
     setting = pickle.loads((folder / "setting.pickle").read_bytes())
     loading = Loading(n_workers=n_workers, start_method="fork", timeout_s=60 if n_workers else 0)
     callbacks = [*setting.pop("callbacks", []), Journal(folder / "ids.jsonl")]

@@ -32,6 +32,7 @@ MEET_S = {True: 60.0, False: 600.0}  # to wait for another process to start: on 
 LEAVE_S = 15.0  # to wait for another process to end
 SILENCE = timedelta(minutes=10)  # NCCL's own; for a rank that hangs, one that has ended is noticed at once
 CALL = "training begins"
+GONE = "rank 0 has ended before pretraining; its last words say why"
 NAMESPACE = Path("/proc/self/ns/pid")
 
 
@@ -79,7 +80,7 @@ def is_called(trainer: Trainer, name: str, *, is_done: Callable[[], bool]) -> bo
         except dist.DistNetworkError as error:
             if is_done():  # between two looks
                 break
-            raise ConnectionError("rank 0 has ended before pretraining; its last words say why") from error
+            raise ConnectionError(GONE) from error
         time.sleep(POLL_S)
     return False
 
@@ -146,8 +147,13 @@ def _meet(trainer: Trainer, name: str) -> Store:
     host = LOOPBACK if is_local and not TorchElasticEnvironment.detect() else host
     _knock(host, port, patience_s=MEET_S[is_local])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store
-    store = PrefixStore(f"{name}/{attempt}", TCPStore(host, port, is_master=False))
-    store.set(f"process of rank {trainer.global_rank}", json.dumps([*_machine(), os.getpid()]))
+    try:
+        # rank 0 answered a moment ago; torch by itself would call on it for 5 minutes, were it gone since
+        address = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=LEAVE_S))
+        store = PrefixStore(f"{name}/{attempt}", address)
+        store.set(f"process of rank {trainer.global_rank}", json.dumps([*_machine(), os.getpid()]))
+    except dist.DistError as error:
+        raise ConnectionError(GONE) from error
     return store
 
 

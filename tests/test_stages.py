@@ -19,6 +19,7 @@ from histo_ssl.artifacts import counts, is_done, read_json
 from histo_ssl.data.sources import open_source
 from histo_ssl.encode import load_embeddings, load_encoder
 from histo_ssl.plan import Plan
+from histo_ssl.preflight import prepared
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def planned(
     small = ["data=images", f"data.root={tmp_path}/images", "tiling.mpp=0.5", f"runs_dir={tmp_path}/runs"]
     small += ["training.epochs=1", "training.batch_size=8", "task.protocol.n_bootstrap=10"]
     small += ["loader.n_workers=0", "n_processes=1", "trainer=cpu", "logger=none"]
-    return lambda *overrides: compose(*overrides, *small)
+    return lambda *overrides: prepared(compose(*overrides, *small), known=stages.STAGES)
 
 
 @pytest.fixture

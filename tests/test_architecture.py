@@ -160,6 +160,8 @@ FORBIDDEN = {
     *{"shelve.open", "pd.read_pickle", "pd.read_hdf", "os.system", "os.popen", "eval", "exec"},
     *{"torch.hub.load", "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive"},
 }
+# Opens a zip archive for its check sums, and takes nothing out of it.
+READS_CHECKSUMS = "training/checkpoints.py"
 # Calls that must say that they don't unpickle.
 WITHOUT_PICKLE = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 
@@ -173,8 +175,10 @@ def _calls(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
 
 @pytest.mark.parametrize("path", _files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_nothing_unpickles_unpacks_or_evaluates_what_a_stranger_wrote(path: Path) -> None:
+    may_open = {"zipfile.ZipFile"} if path == PACKAGE / READS_CHECKSUMS else set()
     for name, constants in _calls(path):
-        assert name not in FORBIDDEN, name
+        assert name not in FORBIDDEN - may_open, name
+        assert not name.endswith((".extract", ".extractall")), name
         assert constants.get("shell") is not True, name
         key, value = WITHOUT_PICKLE.get(name, ("", None))
         assert constants.get(key) is value, f"{name} without {key}={value}"

@@ -246,7 +246,7 @@ def test_a_slide_that_takes_too_much_memory_costs_a_row_and_no_more(
         mpps=[None, None],
         recipe=replace(recipe, tiling=replace(recipe.tiling, tissue=replace(recipe.tiling.tissue, mpp=1.0))),
         folder=tmp_path / "tiles",
-        processes=Processes(n=1, timeout_s=60, memory_gb=0.08),
+        processes=Processes(n=1, timeout_s=60, memory_gb=0.3),
     )
     assert index.slides["reason"][0].endswith("more memory than there is, or data.max_memory_gb allows")
     assert index.slides["reason"][1] == ""

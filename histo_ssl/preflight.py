@@ -43,16 +43,24 @@ def prepared(plan: Plan, *, known: Collection[str]) -> Plan:
 
 
 def _listed(plan: Plan) -> Plan:
-    handed = os.environ.get(HANDED)
-    is_first = not getattr(rank_zero_only, "rank", 0)
-    if handed and not is_first:
-        first, second = (Listed({}, digits) for digits in json.loads(handed))
-        return replace(plan, listing=first, task_listing=second)
+    handed = _handed()
+    if handed:
+        listing, task_listing = (Listed({}, digits) for digits in handed)
+        return replace(plan, listing=listing, task_listing=task_listing)
     data, task_data = plan.group("data"), plan.group("task.data")
     listing = _listing(data)
     task_listing = listing if task_data == data else _listing(task_data)
-    os.environ[HANDED] = json.dumps([listing.fingerprint, task_listing.fingerprint])
+    os.environ[HANDED] = json.dumps([os.getpid(), listing.fingerprint, task_listing.fingerprint])
     return replace(plan, listing=listing, task_listing=task_listing)
+
+
+def _handed() -> list[str]:
+    """Fingerprints that this process's parent listed, if it is a rank that its rank 0 has started.
+
+    Variables are inherited further: what another run listed, a few processes up, is none of this one's.
+    """
+    giver, *fingerprints = json.loads(os.environ.get(HANDED, "[null]"))
+    return fingerprints if giver == os.getppid() and getattr(rank_zero_only, "rank", 0) else []
 
 
 def _listing(config: Any) -> Listed:

@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 
 from histo_ssl.data.base import TileSource
 from histo_ssl.methods.base import SSLMethod
@@ -101,6 +102,27 @@ def test_every_method_resumes_to_the_last_digit(
     resumed = run(tmp_path / "broken")
     assert tiny.timeless(tmp_path / "broken") == tiny.timeless(tmp_path / "whole")
     _assert_equal(whole, resumed)
+
+
+@pytest.mark.slow
+def test_float16_goes_on_with_the_scale_of_its_loss_where_it_was(
+    image_source: Source, fit_tiny: Fit, tiny: ModuleType, tmp_path: Path
+) -> None:
+    def scaled() -> MixedPrecision:
+        # grows after every third sound step, and starts too high: the first steps are left out
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
+        return MixedPrecision("16-mixed", "cpu", scaler=scaler)
+
+    whole, broken, resumed = scaled(), scaled(), scaled()
+    fit = partial(fit_tiny, source=image_source(17))
+    as_whole = fit(tmp_path / "whole", plugins=[whole])
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        fit(tmp_path / "broken", plugins=[broken], callbacks=[tiny.At(5, _end)])
+    as_resumed = fit(tmp_path / "broken", plugins=[resumed])
+    assert resumed.state_dict() == whole.state_dict()
+    assert whole.state_dict()["scale"] not in (2.0**24, broken.state_dict()["scale"])
+    assert tiny.timeless(tmp_path / "broken") == tiny.timeless(tmp_path / "whole")
+    _assert_equal(as_whole, as_resumed)
 
 
 @pytest.mark.slow

@@ -1,6 +1,13 @@
 """What tests of several rooms share: real data where it is at hand, and slides whose pixels are known."""
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +37,123 @@ settings.load_profile("house")
 
 Pixels = NDArray[np.uint8]
 WriteSlide = Callable[..., str]
+REPOSITORY = Path(__file__).resolve().parents[1]
+START_S = 60.0  # for the process that imports the heavy libraries
+
+
+class Warm:
+    """Python programs in forks of a process that has imported the heavy libraries (see `warm.py`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.n_started = folder, 0
+        self.settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        self.settings["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as the program sets it before it imports torch
+        command = [sys.executable, str(Path(__file__).with_name("warm.py"))]
+        pipe = subprocess.PIPE
+        self.server = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=self.settings)
+        self._lines, self._statuses = b"", dict[int, int]()
+        assert self._said(START_S) == ["ready"]
+
+    def start(self, *arguments: object, cwd: Path, **environment: str) -> "Program":
+        """`python *arguments`, in a session of its own."""
+        self.n_started += 1
+        streams = {name: str(self.folder / f"{self.n_started}.{name}") for name in ("stdout", "stderr")}
+        asked = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "env": self.settings | environment}
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(asked | streams).encode() + b"\n")
+        self.server.stdin.flush()
+        while (said := self._said(START_S))[0] != "started":
+            self._note(said)
+        return Program(self, int(said[1]), streams)
+
+    def run(self, *arguments: object, cwd: Path, **environment: str) -> "Program":
+        """The same, once it has ended."""
+        started = self.start(*arguments, cwd=cwd, **environment)
+        started.wait(300)
+        return started
+
+    def status(self, pid: int, *, within_s: float) -> int | None:
+        """Exit status of a program that has ended; None if it has not, in that time."""
+        give_up_at = time.monotonic() + within_s
+        while pid not in self._statuses:
+            said = self._said(give_up_at - time.monotonic())
+            if not said:
+                return None
+            self._note(said)
+        return self._statuses[pid]
+
+    def end(self) -> None:
+        """Start no more."""
+        self.server.communicate()
+
+    def _note(self, said: list[str]) -> None:
+        word, pid, status = said
+        assert word == "ended"
+        self._statuses[int(pid)] = int(status)
+
+    def _said(self, within_s: float) -> list[str]:
+        """The next line's words; none if there is none in time."""
+        assert self.server.stdout is not None
+        give_up_at = time.monotonic() + within_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.server.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._lines:
+                if not selector.select(max(0.0, give_up_at - time.monotonic())):
+                    return []
+                read = os.read(self.server.stdout.fileno(), 1 << 16)
+                assert read, "the process that programs are forks of has ended"
+                self._lines += read
+        line, _, self._lines = self._lines.partition(b"\n")
+        return line.decode().split()
+
+
+class Program:
+    """A program that `Warm` has started, in the words of `subprocess.Popen`."""
+
+    def __init__(self, warm: Warm, pid: int, streams: Mapping[str, str]) -> None:
+        self.warm, self.pid, self.streams = warm, pid, streams
+        self.returncode: int | None = None
+
+    @property
+    def stdout(self) -> str:
+        return Path(self.streams["stdout"]).read_text()
+
+    @property
+    def stderr(self) -> str:
+        return Path(self.streams["stderr"]).read_text()
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.warm.status(self.pid, within_s=0.0)
+        return self.returncode
+
+    def wait(self, timeout: float = 120.0) -> int:
+        if self.returncode is None:
+            self.returncode = self.warm.status(self.pid, within_s=timeout)
+        assert self.returncode is not None, f"not ended within {timeout} s: {self.stdout}{self.stderr}"
+        return self.returncode
+
+    def communicate(self, timeout: float = 60.0) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.stdout, self.stderr
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Starts programs; what is still running when the tests end is not waited for."""
+    started = Warm(tmp_path_factory.mktemp("warm"))
+    yield started
+    started.end()
 
 
 @pytest.fixture(scope="session")

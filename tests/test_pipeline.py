@@ -1,17 +1,15 @@
 """The whole way, as a user goes it: slides in, an encoder, its scores and a report out."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = [
     "method=dino",
     "backbone=timm",
@@ -32,11 +30,18 @@ SYNTHETIC = ["data.n_slides=8", "data.size_px=800", "data.region_um=100", "tilin
 pytestmark = pytest.mark.slow
 
 
-def _run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    command = [sys.executable, "-m", "histo_ssl", *flags, *SMALL, *(a for a in arguments if a not in flags)]
-    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, check=False)
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def run(warm: Any) -> Run:
+    """The program, run in a folder with the small job's values."""
+
+    def ran(*arguments: str, cwd: Path) -> Any:
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        return warm.run("-m", "histo_ssl", *flags, *SMALL, *(a for a in arguments if a not in flags), cwd=cwd)
+
+    return ran
 
 
 def _only(folder: Path, pattern: str) -> Path:
@@ -51,16 +56,16 @@ def _times(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def finished(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A folder in which the main job has run on small generated slides, and what it printed."""
     cwd = tmp_path_factory.mktemp("run")
-    ran = _run(*SYNTHETIC, cwd=cwd)
+    ran = run(*SYNTHETIC, cwd=cwd)
     assert ran.returncode == 0, ran.stderr
     return cwd, ran
 
 
 def test_every_score_stands_beside_its_floors(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    finished: tuple[Path, Any],
 ) -> None:
     cwd, ran = finished
     results = json.loads((_only(cwd / "runs" / "results", "*") / "results.json").read_text())
@@ -78,7 +83,7 @@ def test_every_score_stands_beside_its_floors(
 
 
 def test_the_encoder_is_loaded_from_its_file_alone(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    finished: tuple[Path, Any],
 ) -> None:
     folder = _only(finished[0] / "runs" / "pretrain", "*")
     card = json.loads((folder / "card.json").read_text())
@@ -86,7 +91,7 @@ def test_the_encoder_is_loaded_from_its_file_alone(
     assert card["fingerprint"] == folder.name.rpartition("-")[2]
 
 
-def test_every_tile_is_embedded_once(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_every_tile_is_embedded_once(finished: tuple[Path, Any]) -> None:
     from histo_ssl.embeddings import read_embeddings
 
     runs = finished[0] / "runs"
@@ -99,11 +104,12 @@ def test_every_tile_is_embedded_once(finished: tuple[Path, subprocess.CompletedP
 
 
 def test_the_same_command_does_nothing_again(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    run: Run,
+    finished: tuple[Path, Any],
 ) -> None:
     cwd, _ = finished
     before = _times(cwd / "runs")
-    again = _run(*SYNTHETIC, cwd=cwd)
+    again = run(*SYNTHETIC, cwd=cwd)
     assert again.returncode == 0
     assert _times(cwd / "runs") == before
     for stage in ("tile", "pretrain", "embed (encoder)", "evaluate"):
@@ -111,10 +117,11 @@ def test_the_same_command_does_nothing_again(
 
 
 def test_another_protocol_scores_the_same_encoder(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    run: Run,
+    finished: tuple[Path, Any],
 ) -> None:
     cwd, _ = finished
-    ran = _run(*SYNTHETIC, "task.protocol.n_bootstrap=10", cwd=cwd)
+    ran = run(*SYNTHETIC, "task.protocol.n_bootstrap=10", cwd=cwd)
     assert ran.returncode == 0
     assert "pretrain: done before" in ran.stdout
     assert "embed (encoder): done before" in ran.stdout
@@ -134,8 +141,10 @@ def image_folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_images_go_the_same_way_and_unknown_patients_are_said(image_folder: Path, tmp_path: Path) -> None:
-    ran = _run("data=images", f"data.root={image_folder}", cwd=tmp_path)
+def test_images_go_the_same_way_and_unknown_patients_are_said(
+    run: Run, image_folder: Path, tmp_path: Path
+) -> None:
+    ran = run("data=images", f"data.root={image_folder}", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     results = json.loads((_only(tmp_path / "runs" / "results", "*") / "results.json").read_text())
     assert results["classes"] == ["across", "along"]
@@ -143,7 +152,7 @@ def test_images_go_the_same_way_and_unknown_patients_are_said(image_folder: Path
 
 
 def test_slides_that_fail_are_listed_and_past_the_limit_stop_the_run(
-    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    run: Run, finished: tuple[Path, Any], tmp_path: Path
 ) -> None:
     slides = _only(finished[0] / "runs" / "data", "*") / "slides"
     (tmp_path / "slides").mkdir()
@@ -151,12 +160,12 @@ def test_slides_that_fail_are_listed_and_past_the_limit_stop_the_run(
         (tmp_path / "slides" / path.name).symlink_to(path)
     (tmp_path / "slides" / "text.svs").write_text("no slide")
     arguments = ["data=slides", f"data.root={tmp_path / 'slides'}"]
-    stopped = _run(*arguments, cwd=tmp_path)
+    stopped = run(*arguments, cwd=tmp_path)
     assert stopped.returncode == 1
     assert "1 of 4 slides" in stopped.stderr
     assert "data.max_failed=0.1" in stopped.stderr
     assert len(stopped.stderr.strip().splitlines()) == 1
-    ran = _run(*arguments, "data.max_failed=0.3", cwd=tmp_path)
+    ran = run(*arguments, "data.max_failed=0.3", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     page = (tmp_path / "runs" / "report" / "index.html").read_text()
     assert "cannot be read as a slide" in page
@@ -188,7 +197,8 @@ def test_slides_that_fail_are_listed_and_past_the_limit_stop_the_run(
     ],
 )
 def test_bad_input_gets_one_sentence(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    run: Run,
+    finished: tuple[Path, Any],
     tmp_path: Path,
     arguments: list[str],
     sentence: str,
@@ -198,25 +208,19 @@ def test_bad_input_gets_one_sentence(
     (tmp_path / "slides" / "a.svs").touch()  # listed, and never opened
     (tmp_path / "no_path.csv").write_text("slide_id,file\na,b.svs\n")
     runs = f"runs_dir={finished[0] / 'runs'}"
-    failed = _run(runs, *(a.format(tmp=tmp_path) for a in arguments), cwd=tmp_path)
+    failed = run(runs, *(a.format(tmp=tmp_path) for a in arguments), cwd=tmp_path)
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: ")
     assert sentence in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
 
 
-def test_a_sweep_runs_each_job_in_a_fresh_process(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
+def test_a_sweep_runs_each_job_in_a_fresh_process(run: Run, finished: tuple[Path, Any]) -> None:
     cwd, _ = finished
-    ran = _run("-m", *SYNTHETIC, "task.protocol.n_bootstrap=11,12", "stages=[evaluate]", cwd=cwd)
-    assert ran.returncode == 0, ran.stderr
-    scored = [
-        json.loads((path / "provenance.json").read_text()) for path in (cwd / "runs" / "results").glob("*/")
-    ]
+    swept = run("-m", *SYNTHETIC, "task.protocol.n_bootstrap=0,11,12", "stages=[evaluate]", cwd=cwd)
+    assert swept.returncode == 1
+    assert "error: a job of the sweep failed: " in swept.stderr
+    assert "task.protocol.n_bootstrap=0" in swept.stderr
+    scored = [json.loads(path.read_text()) for path in cwd.glob("runs/results/*/provenance.json")]
     resamples = {made["config"]["protocol"]["n_bootstrap"] for made in scored}
-    assert {11, 12} <= resamples
-    failed = _run("-m", *SYNTHETIC, "task.protocol.n_bootstrap=0,13", "stages=[evaluate]", cwd=cwd)
-    assert failed.returncode == 1
-    assert "error: a job of the sweep failed" in failed.stderr
-    assert len([path for path in (cwd / "runs" / "results").iterdir() if path.is_dir()]) > len(scored)
+    assert {11, 12} <= resamples  # one job's failure does not stop the others

@@ -5,11 +5,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from PIL import Image
 
 from histo_ssl import ranks
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 JOB = [
     "method=dino",
     "backbone=timm",
@@ -41,7 +40,7 @@ SLURM = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1",
 SLURM |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "pretrain"}
 N_STEPS = 15
 
-Started = list[subprocess.Popen[str]]
+Started = list[Any]
 Launch = Callable[..., Started]
 
 
@@ -58,21 +57,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Launch]:
+def launch(warm: Any, tmp_path: Path) -> Iterator[Launch]:
     """A function that starts a run under a launcher, and hands back the processes that it started."""
     every: Started = []
 
-    def start(*arguments: str, by: str = "lightning", runs: str = "runs") -> Started:
-        job = ["-m", "histo_ssl", *JOB, *arguments, f"runs_dir={tmp_path / runs}"]
-        if by == "slurm":
-            slurm = {**SLURM, "MASTER_PORT": str(_free_port())}
-            tasks = [{**slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
-            started = [_start([sys.executable, *job], tmp_path, task) for task in tasks]
-        elif by == "torchrun":
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            started = [_start([sys.executable, *torchrun, *job], tmp_path, {})]
-        else:
-            started = [_start([sys.executable, *job], tmp_path, {})]
+    def start(*arguments: str, **how: str) -> Started:
+        started = _launched(warm, tmp_path, *arguments, **how)
         every.extend(started)
         return started
 
@@ -80,20 +70,26 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     for process in every:
         for pid in _session(process.pid):
             os.kill(pid, signal.SIGKILL)
-        process.communicate()
 
 
-def _start(command: list[str], cwd: Path, settings: dict[str, str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **settings}
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def _launched(warm: Any, cwd: Path, *arguments: str, by: str = "lightning", runs: str = "runs") -> Started:
+    run = partial(warm.start, cwd=cwd)
+    job = ["-m", "histo_ssl", *JOB, *arguments, f"runs_dir={cwd / runs}"]
+    if by == "slurm":
+        slurm = {**SLURM, "MASTER_PORT": str(_free_port())}
+        return [run(*job, **slurm, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
+    if by == "torchrun":
+        return [run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *job)]
+    return [run(*job)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(warm: Any, images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a long training on two ranks makes that nobody disturbs."""
+    cwd = tmp_path_factory.mktemp("unbroken")
+    ended = _finish(_launched(warm, cwd, *images, LONG, "trainer=ddp_cpu", by="slurm"))
+    assert [status for status, _ in ended] == [0, 0], ended
+    return cwd / "runs"
 
 
 def _free_port() -> int:
@@ -162,16 +158,6 @@ def _sockets(pid: int, *, state: str) -> list[str]:
     return [row[1].partition(":")[0] for row in rows if row[3] == state and row[9] in inodes]
 
 
-@pytest.fixture(scope="module")
-def unbroken(images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a long training on two ranks makes that nobody disturbs."""
-    runs = tmp_path_factory.mktemp("unbroken")
-    command = [sys.executable, "-m", "histo_ssl", *JOB, *images, LONG, "trainer=ddp_cpu", f"runs_dir={runs}"]
-    ((status, errors),) = _finish([_start(command, runs, {})])
-    assert status == 0, errors
-    return runs
-
-
 @pytest.mark.slow
 def test_two_ranks_train_as_one_does_and_alike_under_every_launcher(
     launch: Launch, images: list[str], tmp_path: Path
@@ -232,9 +218,9 @@ def test_a_rank_that_waits_for_tiles_ends_when_rank_0_is_killed(launch: Launch, 
 def test_ranks_of_one_machine_listen_on_the_loopback_address_alone(
     launch: Launch, images: list[str], tmp_path: Path
 ) -> None:
-    started = launch(*images, LONG, "trainer=ddp_cpu")
+    started = launch(*images, LONG, "trainer=ddp_cpu", by="slurm")
     _wait_for(tmp_path / "runs", "pretrain/*/last.ckpt", started=started)
-    heard = [at for pid in _session(started[0].pid) for at in _sockets(pid, state=LISTEN)]
+    heard = [at for process in started for at in _sockets(process.pid, state=LISTEN)]
     assert len(heard) >= 3  # the store and a gloo of each rank
     assert set(heard) <= set(LOOPBACK)
 

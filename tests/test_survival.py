@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +24,6 @@ from histo_ssl.embeddings import write_embeddings
 from histo_ssl.plan import Plan
 from histo_ssl.preflight import prepared
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 KILLED = 137
 SMALL = [
     *("method=dino", "backbone=timm", "backbone.name=test_vit", "method.head.n_outputs=32"),
@@ -170,7 +168,7 @@ def test_a_stage_killed_again_and_again_comes_to_its_end(
 
 
 def test_drawing_slides_killed_at_any_write_gives_the_same_slides(tmp_path: Path) -> None:
-    values = {"n_slides": 2, "n_patients": 2, "n_sites": 1, "test_share": 0.5, "size_px": 300, "mpp": 0.5}
+    values = {"n_slides": 2, "n_patients": 2, "n_sites": 1, "test_share": 0.5, "size_px": 160, "mpp": 0.5}
     looks = {"region_um": 60.0, "stain_shift": 1.0, "pen_share": 0.5, "fold_share": 0.5, "jpeg_quality": 85}
     data = SyntheticSlides(**values, **looks, seed=1, min_label_share=0.5)  # type: ignore[arg-type]
 
@@ -270,19 +268,22 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def _run(images: Path, runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "histo_ssl", *SMALL, f"data.root={images}", f"runs_dir={runs}", *more]
-    return subprocess.run(
-        command, cwd=runs.parent, env=settings, capture_output=True, text=True, check=False, timeout=300
-    )
+@pytest.fixture
+def run(warm: Any, images: Path) -> Callable[..., Any]:
+    """The program, run on the images."""
+
+    def ran(runs: Path, *more: str) -> Any:
+        arguments = [*SMALL, f"data.root={images}", f"runs_dir={runs}", *more]
+        return warm.run("-m", "histo_ssl", *arguments, cwd=runs.parent)
+
+    return ran
 
 
 WITHOUT_TRAINING = "stages=[tile,embed,evaluate,report]"
 
 
 def test_on_a_full_disk_the_run_stops_with_a_sentence_and_goes_on_when_there_is_room(
-    images: Path, states: dict[str, Path], small_disk: Callable[[str], Path]
+    run: Callable[..., Any], states: dict[str, Path], small_disk: Callable[[str], Path]
 ) -> None:
     """From an encoder on, at four sizes of the disk; training has its own test."""
     needed = sum(path.stat().st_size for path in states["embed"].rglob("*"))
@@ -291,7 +292,7 @@ def test_on_a_full_disk_the_run_stops_with_a_sentence_and_goes_on_when_there_is_
         disk = small_disk(f"size={size_kb}k")
         if not (disk / "runs").exists():
             shutil.copytree(states["embed"], disk / "runs")
-        failed = _run(images, disk / "runs", WITHOUT_TRAINING)
+        failed = run(disk / "runs", WITHOUT_TRAINING)
         if failed.returncode == 0:
             break
         assert failed.returncode == 1
@@ -300,24 +301,24 @@ def test_on_a_full_disk_the_run_stops_with_a_sentence_and_goes_on_when_there_is_
         assert "the disk is full; make room: the same command goes on from here" in line
         stopped_at.append(line)
     small_disk("size=20m")
-    done = _run(images, disk / "runs", WITHOUT_TRAINING)
+    done = run(disk / "runs", WITHOUT_TRAINING)
     assert done.returncode == 0, done.stderr
     assert _content(disk / "runs") == _content(states["end"])
     assert len(set(stopped_at)) >= 2
 
 
 def test_a_read_only_disk_is_a_sentence_and_nothing_is_lost(
-    images: Path, states: dict[str, Path], small_disk: Callable[[str], Path]
+    run: Callable[..., Any], states: dict[str, Path], small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("size=20m")
     shutil.copytree(states["embed"], disk / "runs")
     small_disk("ro")
-    failed = _run(images, disk / "runs", WITHOUT_TRAINING)
+    failed = run(disk / "runs", WITHOUT_TRAINING)
     assert failed.returncode == 1
     assert "the disk is read-only; mount it for writing or choose another runs_dir" in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
     small_disk("rw")
-    assert _run(images, disk / "runs", WITHOUT_TRAINING).returncode == 0
+    assert run(disk / "runs", WITHOUT_TRAINING).returncode == 0
     assert _content(disk / "runs") == _content(states["end"])
 
 

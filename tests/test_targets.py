@@ -1,22 +1,11 @@
 """A configuration that someone hands over is data: it names nothing but what the list allows."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from histo_ssl.targets import ALLOWED, check_configuration, check_targets, is_allowed
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def _run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "histo_ssl", *arguments]
-    settings = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +87,20 @@ EVIL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("content", EVIL.values(), ids=EVIL.keys())
 def test_an_experiment_file_that_is_an_attack_ends_in_a_sentence_and_runs_nothing(
-    tmp_path: Path, content: str
+    warm: Any, tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "their" / "experiment").mkdir(parents=True)
     path = tmp_path / "their" / "experiment" / "evil.yaml"
     path.write_text(f"# @package _global_\n{content}\n")
-    failed = _run(
-        "-cd", str(path.parents[1]), "method=dino", "backbone=vit_t", "experiment=evil", cwd=tmp_path
+    failed = warm.run(
+        "-m",
+        "histo_ssl",
+        "-cd",
+        str(path.parents[1]),
+        "method=dino",
+        "backbone=vit_t",
+        "experiment=evil",
+        cwd=tmp_path,
     )
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: ")
@@ -114,13 +110,22 @@ def test_an_experiment_file_that_is_an_attack_ends_in_a_sentence_and_runs_nothin
 
 
 @pytest.mark.slow
-def test_a_sweep_over_attacks_runs_none_of_them(tmp_path: Path) -> None:
+def test_a_sweep_over_attacks_runs_none_of_them(warm: Any, tmp_path: Path) -> None:
     (tmp_path / "their" / "experiment").mkdir(parents=True)
     for name in ("callback", "log handler"):
         path = tmp_path / "their" / "experiment" / f"{name[:3]}.yaml"
         path.write_text(f"# @package _global_\n{EVIL[name]}\n")
-    failed = _run(
-        *("-m", "-cd", str(tmp_path / "their"), "method=dino", "backbone=vit_t", "experiment=log,cal"),
+    failed = warm.run(
+        *(
+            "-m",
+            "histo_ssl",
+            "-m",
+            "-cd",
+            str(tmp_path / "their"),
+            "method=dino",
+            "backbone=vit_t",
+            "experiment=log,cal",
+        ),
         cwd=tmp_path,
     )
     assert failed.returncode == 1

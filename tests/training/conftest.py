@@ -1,10 +1,8 @@
 """The tiny training, and the source and settings that it takes."""
 
 import importlib.util
-import os
 import pickle
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +16,6 @@ from histo_ssl.methods.base import SSLMethod
 from histo_ssl.views.compose import Views
 
 PROGRAM = Path(__file__).with_name("tiny.py")
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 Start = Callable[..., Any]
 
@@ -36,9 +33,9 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture
-def start(tiny: ModuleType, views: Views, tiny_dino: dict[str, Any], tmp_path: Path) -> Iterator[Start]:
+def start(warm: Any, tiny: ModuleType, views: Views, tiny_dino: dict[str, Any]) -> Iterator[Start]:
     """Starts the tiny training as a program in a folder, in a process group of its own."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Any] = []
 
     def run(folder: Path, *, n_workers: int = 0, n_ranks: int = 1, **setting: Any) -> Any:
         folder.mkdir(exist_ok=True)
@@ -55,18 +52,12 @@ def start(tiny: ModuleType, views: Views, tiny_dino: dict[str, Any], tmp_path: P
                 "LOCAL_RANK": str(rank),
             }
             ranks = where | {"WORLD_SIZE": str(n_ranks)} if n_ranks > 1 else {}
-            settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **ranks}
-            command = [sys.executable, "-W", "ignore", str(PROGRAM), str(folder), str(n_workers)]
-            pipe = subprocess.PIPE
-            started.append(
-                subprocess.Popen(command, env=settings, stderr=pipe, text=True, start_new_session=True)
-            )
+            started.append(warm.start(PROGRAM, folder, n_workers, cwd=folder, **ranks))
         return started[-1] if n_ranks == 1 else started[-n_ranks:]
 
     yield run
     for process in started:
         process.kill()
-        process.communicate()
 
 
 def _free_port() -> str:

@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -250,8 +249,9 @@ def test_a_job_of_an_array_is_requeued_by_its_own_name_and_a_failure_is_a_warnin
 
 
 @pytest.mark.slow
-def test_a_run_and_a_sweep_end_by_the_signals_status_with_one_line_and_go_on(tmp_path: Path) -> None:
-    repository = Path(__file__).resolve().parents[2]
+def test_a_run_and_a_sweep_end_by_the_signals_status_with_one_line_and_go_on(
+    warm: Any, tmp_path: Path
+) -> None:
     small = [
         "method=dino", "backbone=timm", "backbone.name=test_vit", "method.head.n_outputs=32",
         "method.head.n_hidden=32", "method.head.n_bottleneck=16", "training.batch_size=8",
@@ -259,14 +259,9 @@ def test_a_run_and_a_sweep_end_by_the_signals_status_with_one_line_and_go_on(tmp
         "data.size_px=800", "data.region_um=100", "tiling.stride_px=32",
         "stages=[tile,pretrain]", "log_every=1",
     ]  # fmt: skip
-    settings = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
 
-    def run(*arguments: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "histo_ssl", *arguments, *small]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            command, cwd=tmp_path, env=settings, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-        )
+    def run(*arguments: str) -> Any:
+        return warm.start("-m", "histo_ssl", *arguments, *small, cwd=tmp_path)
 
     def n_steps() -> int:
         return sum(_n_lines(path) for path in tmp_path.glob("runs/pretrain/*/metrics.jsonl"))

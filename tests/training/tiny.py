@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,5 +211,6 @@ def main(folder: Path, *, n_workers: int) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Lightning's; standard error is compared with what we say
     torch.set_num_threads(1)
     main(Path(sys.argv[1]), n_workers=int(sys.argv[2]))

@@ -165,13 +165,6 @@ def counts(folder: Path) -> dict[str, int]:
     return dict(read_json(folder / DONE)["counts"])
 
 
-def wait_until_done(folder: Path, *, poll_s: float = 0.5) -> Path:
-    """`folder`, once another process (rank 0, usually) has finished it."""
-    while not is_done(folder):
-        time.sleep(poll_s)
-    return folder
-
-
 @contextlib.contextmanager
 def exclusive(folder: Path, *, label: str) -> Iterator[None]:
     """Only one process at a time is in this block for a given folder; the lock dies with its process."""

@@ -72,10 +72,10 @@ class Plan:
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
     def method(self, *, n_tiles: int) -> tuple[dict[str, Any], str]:
-        """The method's group for so many training tiles, and a sentence on what follows from them."""
+        """The method's group for so many training tiles; a sentence on what follows from them, or none."""
         config, filled = sized(self.group("method"), n_tiles=n_tiles)
         if not filled:
-            return config, f"no value follows from the {n_tiles:,} tiles"
+            return config, ""
         values = ", ".join(f"{path}={value:g}" for path, value in filled.items())
         why = "from method.by_tiles; set one by its name to overrule it"
         return config, f"for {n_tiles:,} tiles {values} ({why})"

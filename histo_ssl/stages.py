@@ -33,7 +33,7 @@ from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.floors import ColorStatistics
-from histo_ssl.training.fit import METRICS, Limits, Recording, precision_for, prepare, train
+from histo_ssl.training.fit import METRICS, Limits, Recording, device_for, precision_for, prepare, train
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,8 @@ def _join_pretraining(plan: Plan, trainer: Trainer) -> None:
 def _fit(plan: Plan, data: TileDataModule, folder: Path) -> tuple[SSLMethod, int]:
     lightning.seed_everything(plan.cfg.seed, verbose=False)
     config, why = plan.method(n_tiles=len(data.rows))
-    log.info("pretrain: %s", why)
+    if why:
+        log.info("pretrain: %s", why)
     method: SSLMethod = instantiate(config, backbone=instantiate(plan.group("backbone")))
     prepare(method, data, compile=plan.cfg.compile, grad_checkpointing=plan.cfg.grad_checkpointing)
     card = card_of_trained(plan, method.encoder(), data)
@@ -232,9 +233,8 @@ def _random(plan: Plan, card: Card) -> Encoder:
 
 
 def _embed(plan: Plan, encoder: Encoder, source: TileSource, folder: Path) -> Counts:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return embed_tiles(
-        encoder.on(device),
+        encoder.on(device_for(plan.cfg.trainer.accelerator)),
         source,
         folder=folder,
         batch_size=plan.cfg.embedding.batch_size,

@@ -139,11 +139,17 @@ def check_takes_tiles(encoder: nn.Module, tile_px: int) -> None:
     encoder.train(is_training)
 
 
+def device_for(accelerator: str) -> torch.device:
+    """The device that a trainer of one device would take, for what is done beside training."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
 def precision_for(wanted: str, accelerator: str) -> str:
     """The precision to train in: `wanted`, or for "auto" bf16-mixed where the device computes in bfloat16."""
     if wanted != "auto":
         return wanted
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    on_gpu = device_for(accelerator).type == "cuda"
     has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()
     return "bf16-mixed" if has_bf16 else "32-true"
 

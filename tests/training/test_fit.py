@@ -18,7 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from histo_ssl.data.base import TileSource
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.training.checkpoints import LAST
-from histo_ssl.training.fit import METRICS, precision_for
+from histo_ssl.training.fit import METRICS, device_for, precision_for
 from histo_ssl.training.recording import MetricsLog, StepClock, read_metrics
 
 Source = Callable[[int], TileSource]
@@ -188,6 +188,17 @@ def test_a_stated_precision_is_taken_and_auto_follows_the_device(
         (tmp_path / "cpuinfo").write_text(flags)
         monkeypatch.setattr("histo_ssl.training.fit.CPU_FACTS", tmp_path / "cpuinfo")
         assert precision_for("auto", "cpu") == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_gpu", "expected"),
+    [("auto", True, "cuda"), ("gpu", True, "cuda"), ("cpu", True, "cpu"), ("auto", False, "cpu")],
+)
+def test_what_is_done_beside_training_is_done_on_the_trainers_kind_of_device(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, has_gpu: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert device_for(accelerator).type == expected
 
 
 def test_two_trainings_with_one_seed_are_equal_to_the_last_digit(

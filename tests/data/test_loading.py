@@ -97,16 +97,20 @@ def test_a_killed_worker_ends_the_reading_with_a_sentence(start_method: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start_method", START_METHODS)
-def test_a_hung_worker_ends_the_reading_with_a_sentence_and_is_ended(start_method: str) -> None:
+def test_a_hung_worker_ends_the_reading_with_a_sentence_and_is_ended(
+    monkeypatch: pytest.MonkeyPatch, start_method: str
+) -> None:
+    monkeypatch.setattr("histo_ssl.data.loading.POLL_S", 1.0)
     gc.collect()  # other tests' tracebacks hold iterators
     before = set(_workers())
     loader = TileLoader(Numbers(odd=4, action=hang), [[i] for i in range(10)], _loading(start_method))
     batches = iter(loader)
-    assert next(batches).tolist() == [0]  # workers may need longer to start than they may take for a batch
-    loader.loading = _loading(start_method, timeout_s=8)
+    # workers may need longer to start than they may take for a batch
+    assert [next(batches).tolist() for _ in range(2)] == [[0], [1]]
+    loader.loading = _loading(start_method, timeout_s=2)
     workers, started = set(_workers()) - before, time.monotonic()
     assert len(workers) == 2
-    with pytest.raises(TimeoutError, match=r"within loader\.timeout_s=8 s: .*same command") as error:
+    with pytest.raises(TimeoutError, match=r"within loader\.timeout_s=2 s: .*same command") as error:
         list(batches)
     assert "\n" not in str(error.value)
     assert time.monotonic() - started < 30

@@ -14,7 +14,7 @@ demo: $(VENV)/.run  ## the main job on generated slides: pretrain DINO, score it
 	$(BIN)/python -m histo_ssl method=dino backbone=vit_t
 
 test: $(VENV)/.dev  ## all tests, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff format --check .

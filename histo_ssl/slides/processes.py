@@ -11,6 +11,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import TimeoutError as OutOfTime
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GB = 2**30
+LOOK_S = 1.0  # between two looks at whether the pool still works
 PRELOADED = "histo_ssl.slides.survey"  # what children of the server have imported already
 
 
@@ -65,14 +67,31 @@ def each(
         yield from map(work, items)
         return
     with _pool(processes, n_items=len(items)) as pool:
-        results = pool.map(work, items, timeout=processes.timeout_s).result()
-        for item in items:
+        tasks = [_scheduled(pool, work, item, timeout_s=processes.timeout_s) for item in items]
+        for item, task in zip(items, tasks, strict=True):
             try:
-                yield next(results)
+                yield _result(pool, task)
             except OutOfTime:
                 yield Ended(item, f"the reader did not finish within slide_timeout_s={processes.timeout_s:g}")
             except ProcessExpired as error:
                 yield Ended(item, f"the reader crashed (exit status {error.exitcode})")
+
+
+def _scheduled(
+    pool: ProcessPool, work: Callable[[Item], Result], item: Item, *, timeout_s: float
+) -> ProcessFuture[Result]:
+    try:
+        return pool.schedule(work, args=[item], timeout=timeout_s)
+    except RuntimeError as error:  # pebble's word for a pool that broke before
+        raise BrokenProcessPool(str(error)) from error
+
+
+def _result(pool: ProcessPool, future: ProcessFuture[Result]) -> Result:
+    """The future's result; a pool that breaks before it has looked at the task would never give one."""
+    while not futures.wait([future], timeout=LOOK_S).done:
+        if not pool.active and not future.done():
+            raise BrokenProcessPool("all processes ended")
+    return future.result()
 
 
 @contextlib.contextmanager
@@ -84,6 +103,7 @@ def _pool(processes: Processes, *, n_items: int) -> Iterator[ProcessPool]:
         try:
             yield pool
         except BrokenProcessPool as error:
+            pool.stop()  # type: ignore[no-untyped-call]
             raise ValueError(
                 f"data.max_memory_gb={processes.memory_gb:g}: the processes that read slides ended before "
                 "they could begin; raise it"

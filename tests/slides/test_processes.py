@@ -7,9 +7,13 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pebble import ProcessPool
+from pebble.pool.base_pool import PoolStatus
+from pebble.pool.process import PoolManager
 
 from histo_ssl.slides.processes import GB, Ended, Processes, each
 
@@ -66,6 +70,25 @@ def test_an_error_of_ours_ends_the_loop_at_once() -> None:
 def test_a_child_that_cannot_live_with_its_memory_says_which_value_to_raise() -> None:
     with pytest.raises(ValueError, match=r"data\.max_memory_gb=0: .*raise it"):
         list(each(misbehaves, ["a"], Processes(n=1, timeout_s=60, memory_gb=0)))
+
+
+@pytest.mark.parametrize("is_before", [False, True])
+def test_a_pool_that_breaks_before_or_after_it_is_given_work_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, is_before: bool
+) -> None:
+    real = ProcessPool.schedule
+
+    def slow(self: ProcessPool, *args: Any, **words: Any) -> Any:
+        assert self.active  # begins to work
+        monkeypatch.setattr(PoolManager, "schedule", lambda self, task: time.sleep(0.1))  # looks at no task
+        self._context.status = PoolStatus.ERROR if is_before else self._context.status
+        task = real(self, *args, **words)
+        self._context.status = PoolStatus.ERROR
+        return task
+
+    monkeypatch.setattr(ProcessPool, "schedule", slow)
+    with pytest.raises(ValueError, match="the processes that read slides ended before they could begin"):
+        list(each(misbehaves, ["a"], PATIENT))
 
 
 def test_without_processes_all_is_done_in_this_one() -> None:

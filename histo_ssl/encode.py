@@ -44,6 +44,8 @@ class Card:
     mpp: float | None  # their um/px; None where nobody knew
     method: str
     fingerprint: str
+    # patients or slides ("patient P7") by whose labels it was chosen among those of its training
+    chosen_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def read_card(path: Path) -> Card:
     try:
         values = json.loads(metadata["card"])
         values["architecture"] = dict(values["architecture"])
-        return Card(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        lists = {name: tuple(values[name]) for name in ("mean", "std", "chosen_on") if name in values}
+        return Card(**{**values, **lists})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: its encoder's card can't be read ({error}); export it again") from error
 

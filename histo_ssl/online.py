@@ -22,6 +22,7 @@ from histo_ssl.plan import Plan
 from histo_ssl.tasks.chosen import ChosenTiles, choose_tiles
 from histo_ssl.tasks.cloud import feature_sd, uniformity
 from histo_ssl.tasks.online import OnlineScores, OnlineSpec, Surroundings
+from histo_ssl.tasks.splits import TILE
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def _views(data: TileDataModule, tiles: Tensor, rows: Tensor) -> list[Tensor]:
 
 def _keep(folder: Path, card: Card, tiles: ChosenTiles, encoder: nn.Module, scores: dict[str, float]) -> None:
     """Write the best encoder, with a fingerprint of its own, and what it was chosen by."""
-    own = replace(card, fingerprint=fingerprint([card.fingerprint, scores["step"]]))
+    named = [name for name in tiles.names if not name.startswith(TILE)]  # a number says nothing elsewhere
+    own = replace(card, fingerprint=fingerprint([card.fingerprint, scores["step"]]), chosen_on=tuple(named))
     save_encoder(folder / BEST, Encoder(encoder, own))
-    write_json(folder / BEST_FACTS, {**scores, "chosen_on": tiles.names, "card": asdict(own)})
+    write_json(folder / BEST_FACTS, {**scores, "card": asdict(own)})

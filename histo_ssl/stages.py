@@ -32,6 +32,7 @@ from histo_ssl.preflight import prepared
 from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
 from histo_ssl.tasks.base import TaskResult
+from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import ColorStatistics
 from histo_ssl.training.fit import METRICS, Limits, Recording, device_for, precision_for, prepare, train
 
@@ -221,7 +222,7 @@ def _colour(source: TileSource) -> Encoder:
 
 def _random(plan: Plan, card: Card) -> Encoder:
     """The encoder's own architecture and inputs, with weights that have learnt nothing."""
-    values = {**asdict(card), "method": "random"}
+    values = {**asdict(card), "method": "random", "chosen_on": ()}
     made_of = {
         "floor": "random",
         "seed": plan.cfg.seed,
@@ -249,7 +250,9 @@ def _evaluate(plan: Plan, folder: Path) -> Counts:
     results: dict[str, TaskResult] = {}
     for subject, encoder in _subjects(plan, source).items():
         embeddings = _need(plan.embedding_folder(encoder.card.fingerprint), stage="embed")
-        results[subject] = protocol.evaluate(load_embeddings(embeddings, source), subject=subject)
+        result = protocol.evaluate(load_embeddings(embeddings, source), subject=subject)
+        result.notes += flattery(encoder.card.chosen_on, result.predictions)
+        results[subject] = result
     write_json(folder / "results.json", _summary(plan, results))
     tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
     write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))

@@ -75,6 +75,25 @@ def test_random_weights_score_exactly_as_their_floor(planned: Callable[..., Plan
     assert (card["method"], card["tile_px"], card["mpp"]) == ("random", None, None)
 
 
+def test_the_best_encoder_of_a_training_is_no_longer_unbiased_where_another_test_is_drawn(
+    planned: Callable[..., Plan],
+) -> None:
+    grouped = r"data.group_pattern='\d(\d)\d'"  # 000 to 023: three patients
+    trained = planned(*DINO, *VIT, grouped)
+    stages.run(trained)
+    best = trained.pretrain_folder / "encoder_best.safetensors"
+    flattered = {}
+    for seed in range(4):
+        plan = planned(
+            "method=checkpoint", f"method.path={best}", *VIT, grouped, f"task.protocol.seed={seed}"
+        )
+        stages.run(plan)
+        notes = read_json(plan.result_folder / "results.json")["notes"]
+        flattered[seed] = any("its scores are flattered" in note for note in notes)
+    assert not flattered[0]  # the test that its training kept away from
+    assert any(flattered.values())
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "encoder.safetensors"])
 def test_our_own_files_come_back_as_the_encoder_that_they_were(
     planned: Callable[..., Plan], tiles: torch.Tensor, name: str

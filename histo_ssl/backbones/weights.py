@@ -49,6 +49,7 @@ class Weights:
         normalisation: mean and SD of the RGB that the encoder takes.
         tile_px: side of the tiles that it was trained on.
         mpp: their um/px.
+        chosen_on: patients or slides by whose labels it was chosen among those of its training.
     """
 
     tensors: Tensors
@@ -58,6 +59,7 @@ class Weights:
     normalisation: tuple[Rgb, Rgb] | None = None
     tile_px: int | None = None
     mpp: float | None = None
+    chosen_on: tuple[str, ...] = ()
 
 
 def read_weights(path: Path) -> Weights:
@@ -202,7 +204,8 @@ def _card(path: Path, family: Family) -> dict[str, Any]:
         return {}
     card = json.loads(text)
     normalisation = tuple(card["mean"]), tuple(card["std"])
-    return {"normalisation": normalisation, "tile_px": card["tile_px"], "mpp": card["mpp"]}
+    said = {"tile_px": card["tile_px"], "mpp": card["mpp"], "chosen_on": tuple(card.get("chosen_on", ()))}
+    return {"normalisation": normalisation, **said}
 
 
 def _check_heads(backbone: nn.Module, weights: Weights) -> None:

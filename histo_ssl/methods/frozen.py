@@ -30,12 +30,14 @@ class Feeding:
         std: divides it afterwards.
         tile_px: side of the tiles that it was trained on; None where nobody knows.
         mpp: their um/px; None where nobody knows or it saw no tissue.
+        chosen_on: as of the encoder's card.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     tile_px: int | None
     mpp: float | None
+    chosen_on: tuple[str, ...] = ()
 
 
 class FrozenMethod:
@@ -148,6 +150,7 @@ class Checkpoint(FrozenMethod):
             std=_chosen(std, said_std, key="std", weights=weights),
             tile_px=tile_px or weights.tile_px,
             mpp=mpp or weights.mpp,
+            chosen_on=weights.chosen_on,
         )
         log.info("weights: RGB is normalised by mean %s and SD %s", feeding.mean, feeding.std)
         super().__init__(encoder=encoder, feeding=feeding)

@@ -3,13 +3,15 @@
 The best encoder is chosen by them, and what is chosen on a test flatters the score on it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
-from histo_ssl.tasks.splits import VALID, Split, draw_test, group_keys
+from histo_ssl.tasks.splits import N_NAMED, PATIENT, SLIDE, VALID, Split, draw_test, group_keys
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -90,6 +92,26 @@ def choose_tiles(tiles: EmbeddingSet, split: Split, *, row: Ints, spec: DrawSpec
         n_classes=len(classes),
         names=sorted(set(group_keys(tiles)[0][chosen].tolist())),
     )
+
+
+def flattery(chosen_on: Collection[str], tested: pd.DataFrame) -> list[str]:
+    """What a reader must know of the scores of an encoder that was chosen by labels of the test's patients.
+
+    Args:
+        chosen_on: patients and slides that it was chosen by, as its card names them.
+        tested: predictions of a task, with the columns `patient` and `slide`.
+    """
+    if tested.empty or not chosen_on:
+        return []
+    names = (PATIENT + tested["patient"]).where(tested["patient"] != "", SLIDE + tested["slide"])
+    shared = sorted(set(names) & set(chosen_on))
+    if not shared:
+        return []
+    few = ", ".join(shared[:N_NAMED]) + (", ..." if len(shared) > N_NAMED else "")
+    return [
+        f"the encoder was chosen among those of its training by the labels of {len(shared)} of the "
+        f"{names.nunique()} patients or slides of this test ({few}): its scores are flattered"
+    ]
 
 
 def _drawn_patients(tiles: EmbeddingSet, split: Split, pool: Mask, spec: DrawSpec) -> Mask:

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 TRAIN, VALID, TEST = "train", "valid", "test"
+PATIENT, SLIDE, TILE = "patient ", "slide ", "tile "  # before a group's name, by what it is
 N_NAMED = 3  # groups that an error message names
 ROUNDING = 1e-9  # of a sum of a million shares
 
@@ -72,9 +73,9 @@ def split_tiles(tiles: EmbeddingSet, *, test_share: float, seed: int) -> Split:
 
 def group_keys(tiles: EmbeddingSet) -> tuple[NDArray[np.str_], str]:
     """A name (N,) of each tile's group, such as "patient P7", and what most of them are."""
-    tile = np.char.add("tile ", np.arange(len(tiles)).astype(str))
-    slide = np.where(tiles.slide != "", np.char.add("slide ", tiles.slide), tile)
-    keys = np.where(tiles.patient != "", np.char.add("patient ", tiles.patient), slide)
+    tile = np.char.add(TILE, np.arange(len(tiles)).astype(str))
+    slide = np.where(tiles.slide != "", np.char.add(SLIDE, tiles.slide), tile)
+    keys = np.where(tiles.patient != "", np.char.add(PATIENT, tiles.patient), slide)
     if (tiles.patient != "").any():
         return keys, "patient"
     return keys, "slide" if len(np.unique(keys)) < len(keys) else "tile"

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from histo_ssl.embeddings import EmbeddingSet
-from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec, choose_tiles
+from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec, choose_tiles, flattery
 from histo_ssl.tasks.splits import split_tiles
 
 Tiles = Callable[..., EmbeddingSet]
@@ -82,3 +83,11 @@ def test_a_valid_tile_of_a_patient_in_the_test_is_not_asked_for(tiles: Tiles) ->
     patient = ["P0", "P0", "P1", "P1", "P2", "P2", "P3", "P3", "P3", "P3", "P4", "P4"]
     chosen = choose(tiles(label=["A", "B"] * 6, patient=patient, split=split))
     assert (chosen.row - 100).tolist() == [4, 5, 0, 1, 2, 3]
+
+
+def test_an_encoder_that_was_chosen_by_the_tests_labels_is_said_to_be_flattered() -> None:
+    tested = pd.DataFrame({"patient": ["P1", "P1", "P2", ""], "slide": ["S1", "S2", "S3", "S4"]})
+    assert flattery((), tested) == flattery(["patient P9", "slide S1"], tested) == []
+    assert flattery(["patient P9"], pd.DataFrame()) == []
+    (said,) = flattery(["patient P1", "slide S4", "patient P9"], tested)
+    assert "by the labels of 2 of the 3 patients or slides of this test (patient P1, slide S4)" in said

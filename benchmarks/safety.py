@@ -26,16 +26,16 @@ from lightning import Callback, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from PIL import Image
 
-from histo_ssl.artifacts import publish
 from histo_ssl.cli import conf_dir
 from histo_ssl.data.datamodule import TileDataModule, Tiles
 from histo_ssl.data.images import ImageData
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.sources import open_source
-from histo_ssl.distributed import world_size
+from histo_ssl.folders.artifacts import publish
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.methods.dino import DINO
 from histo_ssl.optim.clipping import clip_each
+from histo_ssl.parallel.distributed import world_size
 from histo_ssl.slides.grid import Tiling
 from histo_ssl.training.checkpoints import Checkpoints, KeepCheckpoints
 from histo_ssl.training.failures import FailedTiles, SkippedSteps

@@ -27,9 +27,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from histo_ssl import disk, signals
-from histo_ssl.redaction import RedactingFilter, redact
-from histo_ssl.targets import check_configuration
+from histo_ssl import signals
+from histo_ssl.config.targets import check_configuration
+from histo_ssl.folders import disk
+from histo_ssl.folders.redaction import RedactingFilter, redact
 
 PACKAGE = Path(__file__).resolve().parent
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
@@ -129,10 +130,11 @@ def _job(cfg: DictConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactingFilter())
-    from histo_ssl import plan, stages  # noqa: PLC0415 (torch and Lightning take seconds to import)
+    from histo_ssl import stages  # noqa: PLC0415 (torch and Lightning take seconds to import)
+    from histo_ssl.config.plan import Plan  # noqa: PLC0415
 
     choices = {str(group): str(choice) for group, choice in job.runtime.choices.items()}
-    stages.run(plan.Plan(cfg=cfg, choices=choices))
+    stages.run(Plan(cfg=cfg, choices=choices))
 
 
 def _run(command: list[str]) -> int:

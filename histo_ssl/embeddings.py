@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_ssl.artifacts import write_bytes
+from histo_ssl.folders.artifacts import write_bytes
 
 Attributes = Mapping[str, str | int | float]
 Mask = NDArray[np.bool_]

@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from histo_ssl.artifacts import fingerprint, write_bytes
 from histo_ssl.backbones.weights import fit_positions
 from histo_ssl.data.base import Part, TileSource
 from histo_ssl.data.datamodule import Batch, Tiles
 from histo_ssl.data.loading import Loading, TileLoader
 from histo_ssl.embeddings import EmbeddingSet, read_embeddings, write_embeddings
+from histo_ssl.folders.artifacts import fingerprint, write_bytes
 from histo_ssl.progress import Progress
 
 MPP_TOLERANCE = 0.05  # a nominal 20x scan may be 0.504 um/px

@@ -8,12 +8,12 @@ from typing import Any, cast
 from hydra.utils import instantiate
 from torch import nn
 
-from histo_ssl.artifacts import Counts, write_json
 from histo_ssl.backbones.hub import self_contained
+from histo_ssl.config.plan import Plan
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.encode import Card, Encoder, save_encoder
+from histo_ssl.folders.artifacts import Counts, write_json
 from histo_ssl.methods.frozen import Feeding, FrozenMethod
-from histo_ssl.plan import Plan
 
 ENCODER = "encoder.safetensors"
 CARD = "card.json"

@@ -10,15 +10,15 @@ from hydra.utils import instantiate
 from lightning import Callback
 from torch import Tensor, nn
 
-from histo_ssl import artifacts
-from histo_ssl.artifacts import fingerprint, write_json
+from histo_ssl.config.plan import Plan
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.sources import open_source
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.encode import Card, Encoder, save_encoder
+from histo_ssl.folders import artifacts
+from histo_ssl.folders.artifacts import fingerprint, write_json
 from histo_ssl.methods.monitors import rankme
-from histo_ssl.plan import Plan
 from histo_ssl.tasks.chosen import ChosenTiles, choose_tiles
 from histo_ssl.tasks.cloud import feature_sd, uniformity
 from histo_ssl.tasks.online import OnlineScores, OnlineSpec, Surroundings

@@ -15,9 +15,8 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
-from histo_ssl import artifacts, ranks
-from histo_ssl.artifacts import Counts, fingerprint, write_json, write_text
-from histo_ssl.cells import csv_text
+from histo_ssl.config.plan import Listed, Plan
+from histo_ssl.config.preflight import prepared
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
@@ -25,10 +24,12 @@ from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
 from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder
 from histo_ssl.export import ENCODER, card_of_trained, export, freeze
+from histo_ssl.folders import artifacts
+from histo_ssl.folders.artifacts import Counts, fingerprint, write_json, write_text
+from histo_ssl.folders.cells import csv_text
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.online import online_scores
-from histo_ssl.plan import Listed, Plan
-from histo_ssl.preflight import prepared
+from histo_ssl.parallel import ranks
 from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
 from histo_ssl.tasks.base import TaskResult

@@ -22,10 +22,10 @@ from omegaconf import open_dict
 from PIL import Image
 
 from histo_ssl.cli import conf_dir
+from histo_ssl.config.plan import Plan
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.images import ImageData
 from histo_ssl.data.sources import open_source
-from histo_ssl.plan import Plan
 from histo_ssl.slides.grid import Tiling
 from histo_ssl.views.compose import Views
 

@@ -1,9 +1,9 @@
 """The command line as a newcomer meets it: help, mistakes, exit status."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,13 @@ def _run(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
 
 
 def test_help_is_written_for_this_program_and_needs_no_torch(tmp_path: Path) -> None:
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     helped = _run("--help", cwd=tmp_path)
-    seconds = time.monotonic() - started
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert helped.returncode == 0
     for word in ("python -m histo_ssl method=dino", "backbone: ", "vit_s", "runs/report/index.html"):
         assert word in helped.stdout
-    assert seconds < 5  # 0.6 s alone on two cores; other tests run beside this one
+    assert seconds < 1.5  # of processor, however busy the machine is
 
 
 def test_the_configuration_of_a_run_is_printed_without_starting_it(tmp_path: Path) -> None:

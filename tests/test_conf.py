@@ -9,8 +9,8 @@ import pytest
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-from histo_ssl.plan import Plan
-from histo_ssl.signatures import check_types
+from histo_ssl.config.plan import Plan
+from histo_ssl.config.signatures import check_types
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())

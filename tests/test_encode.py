@@ -79,7 +79,7 @@ def test_an_encoder_refuses_tiles_of_another_scale_unless_told(encoder: Encoder)
     "architecture",
     [
         {"_target_": "os.system", "command": "touch pwned"},
-        {"_target_": "histo_ssl.artifacts.os.system", "command": "touch pwned"},
+        {"_target_": "histo_ssl.folders.artifacts.os.system", "command": "touch pwned"},
         {"_target_": "histo_ssl.backbones.timm.timm.create_model", "model_name": "resnet18"},
         {"_target_": "histo_ssl.backbones.timm.check_name", "name": "resnet18"},  # builds nothing
         {"_target_": "histo_ssl.backbones.timm._create", "name": "resnet18", "drop_path": 0.0},

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from histo_ssl import stages
-from histo_ssl.artifacts import counts, is_done, read_json
+from histo_ssl.config.plan import Plan
+from histo_ssl.config.preflight import prepared
 from histo_ssl.data.sources import open_source
 from histo_ssl.encode import load_embeddings, load_encoder
-from histo_ssl.plan import Plan
-from histo_ssl.preflight import prepared
+from histo_ssl.folders.artifacts import counts, is_done, read_json
 
 pytestmark = pytest.mark.slow
 

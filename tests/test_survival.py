@@ -17,12 +17,13 @@ import pytest
 from omegaconf import open_dict
 from PIL import Image
 
-from histo_ssl import artifacts, cli, provenance, stages
+from histo_ssl import cli, stages
+from histo_ssl.config.plan import Plan
+from histo_ssl.config.preflight import prepared
 from histo_ssl.data.synthetic import SyntheticSlides
-from histo_ssl.disk import NotWrittenError
 from histo_ssl.embeddings import write_embeddings
-from histo_ssl.plan import Plan
-from histo_ssl.preflight import prepared
+from histo_ssl.folders import artifacts, provenance
+from histo_ssl.folders.disk import NotWrittenError
 
 KILLED = 137
 SMALL = [

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from histo_ssl.artifacts import read_json
+from histo_ssl.folders.artifacts import read_json
 
 CLASSES = "classes.json"
 UNLABELLED = -1

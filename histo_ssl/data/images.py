@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from histo_ssl.artifacts import write_json, write_text
-from histo_ssl.cells import csv_text, exact_table
 from histo_ssl.data.base import HELD_OUT, SOURCE, SPLITS, STATUS, Part, check_failures, named_splits
+from histo_ssl.folders.artifacts import write_json, write_text
+from histo_ssl.folders.cells import csv_text, exact_table
 from histo_ssl.slides.grid import Tiling
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")

@@ -10,7 +10,7 @@ import fsspec
 import pandas as pd
 
 from histo_ssl.data.base import STATUS, named_splits
-from histo_ssl.redaction import redact, refuse_credentials
+from histo_ssl.folders.redaction import redact, refuse_credentials
 from histo_ssl.slides.survey import FOUND
 
 COLUMNS = ("slide_id", "path", "patient_id", "site", "label", "split")

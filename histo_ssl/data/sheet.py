@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histo_ssl.artifacts import write_image
 from histo_ssl.data.datamodule import TileDataModule
+from histo_ssl.folders.artifacts import write_image
 from histo_ssl.views.sheet import contact_sheet
 
 N_TILES = 6  # rows of the sheet

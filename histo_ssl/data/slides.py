@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histo_ssl.artifacts import write_bytes, write_json
 from histo_ssl.data.annotations import UNLABELLED, raster_sizes, read_classes, read_raster, tile_classes
 from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
 from histo_ssl.data.manifest import is_remote, slide_list, slide_listing, stated_mpp
+from histo_ssl.folders.artifacts import write_bytes, write_json
 from histo_ssl.slides.grid import TileSpec, Tiling
 from histo_ssl.slides.index import TileIndex
 from histo_ssl.slides.ledger import forget

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from histo_ssl.artifacts import read_json
 from histo_ssl.data.base import SOURCE, TileSource
 from histo_ssl.data.images import ImageTiles
 from histo_ssl.data.slides import SlideTiles
+from histo_ssl.folders.artifacts import read_json
 
 KINDS = {"images": ImageTiles, "slides": SlideTiles}
 

@@ -20,13 +20,13 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from histo_ssl import artifacts
 from histo_ssl.data.slides import SlideData
 from histo_ssl.drawing.layout import SlideClass, Tissue, draw_layout, resized
 from histo_ssl.drawing.painting import paint
 from histo_ssl.drawing.scanning import fold, pen_mark, scan, site_stain
+from histo_ssl.folders import artifacts
+from histo_ssl.parallel.watch import end_with_parent
 from histo_ssl.slides.grid import Tiling
-from histo_ssl.watch import end_with_parent
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from histo_ssl.distributed import all_reduce_mean, gather, rank, world_size
 from histo_ssl.methods.batchnorm import check_batch, synchronise
 from histo_ssl.optim.clipping import clip_each
 from histo_ssl.optim.spec import OptimSpec
+from histo_ssl.parallel.distributed import all_reduce_mean, gather, rank, world_size
 
 log = logging.getLogger(__name__)
 

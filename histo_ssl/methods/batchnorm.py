@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from histo_ssl.distributed import all_reduce_mean, gather, world_size
+from histo_ssl.parallel.distributed import all_reduce_mean, gather, world_size
 
 
 class GlobalBatchNorm(_BatchNorm):

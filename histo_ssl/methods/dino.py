@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from histo_ssl.backbones import BackboneFactory
-from histo_ssl.distributed import all_reduce_sum, rank, world_size
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.methods.monitors import CollapseWatch, EmbeddingWindow, MonitorSpec, entropy, rankme
 from histo_ssl.methods.sinkhorn import sinkhorn
 from histo_ssl.optim.ema import move_towards
 from histo_ssl.optim.schedules import cosine, linear
 from histo_ssl.optim.spec import OptimSpec
+from histo_ssl.parallel.distributed import all_reduce_sum, rank, world_size
 
 logger = logging.getLogger(__name__)
 

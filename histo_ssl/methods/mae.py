@@ -22,11 +22,11 @@ from histo_ssl.backbones.vit import (
     pooled,
     sincos_LD,
 )
-from histo_ssl.distributed import rank, world_size
 from histo_ssl.methods.heads import n_features
 from histo_ssl.methods.monitors import WatchSpec
 from histo_ssl.methods.watched import WatchedMethod
 from histo_ssl.optim.spec import OptimSpec
+from histo_ssl.parallel.distributed import rank, world_size
 
 EPSILON = 1e-6  # added to a patch's variance, as in the paper's code
 INIT_STD = 0.02  # of the mask token, as in the paper's code

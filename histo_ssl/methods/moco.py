@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histo_ssl.backbones import BackboneFactory
-from histo_ssl.distributed import gather, rank, world_size
 from histo_ssl.methods.batchnorm import has_batch_norm, split
 from histo_ssl.methods.heads import MlpSpec, Projected, mlp, n_features
 from histo_ssl.methods.monitors import WatchSpec
 from histo_ssl.methods.watched import WatchedMethod, pair_of
 from histo_ssl.optim.ema import move_towards
 from histo_ssl.optim.spec import OptimSpec
+from histo_ssl.parallel.distributed import gather, rank, world_size
 
 logger = logging.getLogger(__name__)
 

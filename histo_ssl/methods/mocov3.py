@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from histo_ssl.backbones import BackboneFactory
 from histo_ssl.backbones.vit import fix_positions, freeze_patches, is_vit
-from histo_ssl.distributed import gather, rank, world_size
 from histo_ssl.methods.heads import MlpSpec, Projected, mlp, n_features
 from histo_ssl.methods.monitors import WatchSpec
 from histo_ssl.methods.watched import WatchedMethod, pair_of
 from histo_ssl.optim.ema import move_towards
 from histo_ssl.optim.schedules import cosine
 from histo_ssl.optim.spec import OptimSpec
+from histo_ssl.parallel.distributed import gather, rank, world_size
 
 
 def contrast(query_BC: Tensor, key_BC: Tensor, *, temperature: float) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from histo_ssl.distributed import gather, rank, world_size
+from histo_ssl.parallel.distributed import gather, rank, world_size
 
 logger = logging.getLogger(__name__)
 

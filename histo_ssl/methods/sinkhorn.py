@@ -6,7 +6,7 @@ N: rows of this rank; K: prototypes.
 import torch
 from torch import Tensor
 
-from histo_ssl.distributed import gather, rank
+from histo_ssl.parallel.distributed import gather, rank
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from histo_ssl.distributed import rank
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.methods.monitors import EmbeddingWindow, FailureWatch, WatchSpec, rankme, spread
 from histo_ssl.optim.spec import OptimSpec
+from histo_ssl.parallel.distributed import rank
 
 
 class WatchedMethod(SSLMethod):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from histo_ssl.artifacts import exclusive, sweep, write_text
+from histo_ssl.folders.artifacts import exclusive, sweep, write_text
 from histo_ssl.report import scores
 from histo_ssl.report.plots import Picture
 from histo_ssl.report.runs import read_runs, read_tile_sets

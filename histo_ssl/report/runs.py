@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from histo_ssl.artifacts import PROVENANCE, counts, is_done, read_json
-from histo_ssl.cells import exact
+from histo_ssl.folders.artifacts import PROVENANCE, counts, is_done, read_json
+from histo_ssl.folders.cells import exact
 
 ScoreKey = tuple[str, str, str, str]  # subject, protocol, metric, class ("" over all classes)
 

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from histo_ssl.cells import harmless
+from histo_ssl.folders.cells import harmless
 from histo_ssl.report.runs import Estimate, Result, Run, ScoreKey, read_results
 from histo_ssl.report.scores import FLOORS, ScoreRow, interval, number, score_rows, words
 

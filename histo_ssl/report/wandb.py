@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from histo_ssl.redaction import redacted
+from histo_ssl.folders.redaction import redacted
 from histo_ssl.report.plots import Picture
 from histo_ssl.report.runs import read_runs, read_tile_sets
 from histo_ssl.report.scores import FLOORS, ScoreRow

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histo_ssl.artifacts import atomic_path, write_text
-from histo_ssl.cells import csv_text, exact_table
+from histo_ssl.folders.artifacts import atomic_path, write_text
+from histo_ssl.folders.cells import csv_text, exact_table
 
 INDEX = "index.npy"
 STATUS = "status.csv"

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_ssl.artifacts import atomic_path, fingerprint
+from histo_ssl.folders.artifacts import atomic_path, fingerprint
 from histo_ssl.slides.stamps import lies_unchanged, stamp_in
 
 SURVEYS = "surveys"  # folder, within that of the tiles, of <slide_id>.npz

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from histo_ssl.artifacts import write_image
+from histo_ssl.folders.artifacts import write_image
 from histo_ssl.progress import Progress
 from histo_ssl.slides.grid import Tiling, tile_grid
 from histo_ssl.slides.index import TileIndex, write_index

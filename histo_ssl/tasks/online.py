@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histo_ssl.data.base import TileSource
-from histo_ssl.distributed import gather, rank, world_size
+from histo_ssl.parallel.distributed import gather, rank, world_size
 from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec
 from histo_ssl.tasks.cloud import alignment
 from histo_ssl.tasks.metrics import auc, mean_over_defined

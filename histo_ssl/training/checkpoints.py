@@ -18,7 +18,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import CheckpointIO
 
-from histo_ssl.artifacts import TEMPORARY, publish
+from histo_ssl.folders.artifacts import TEMPORARY, publish
 
 log = logging.getLogger(__name__)
 

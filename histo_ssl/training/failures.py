@@ -6,8 +6,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from histo_ssl.data.base import TileSource
-from histo_ssl.distributed import gather_objects
 from histo_ssl.methods.base import SSLMethod
+from histo_ssl.parallel.distributed import gather_objects
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from histo_ssl import ranks
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.methods.base import NonFiniteError, SSLMethod
 from histo_ssl.methods.switches import switch_on
+from histo_ssl.parallel import ranks
 from histo_ssl.training.checkpoints import Checkpoints, KeepCheckpoints
 from histo_ssl.training.failures import FailedTiles, SkippedSteps, named_tiles
 from histo_ssl.training.interruption import Interruption

@@ -12,8 +12,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from histo_ssl.distributed import gather_objects
 from histo_ssl.methods.base import SSLMethod
+from histo_ssl.parallel.distributed import gather_objects
 from histo_ssl.signals import Stopped, answered_by, exit_status
 from histo_ssl.training.checkpoints import KeepCheckpoints
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from histo_ssl.artifacts import fingerprint, write_text
+from histo_ssl.folders.artifacts import fingerprint, write_text
 from histo_ssl.progress import Progress
 
 

@@ -11,9 +11,9 @@ import yaml
 from hydra.utils import instantiate
 from torch import Tensor
 
-from histo_ssl.distributed import all_reduce_mean
+from histo_ssl.config.sizing import sized
 from histo_ssl.methods.dino import DINO
-from histo_ssl.sizing import sized
+from histo_ssl.parallel.distributed import all_reduce_mean
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

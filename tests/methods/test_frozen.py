@@ -10,8 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
+from histo_ssl.config.plan import Plan
 from histo_ssl.methods.frozen import Feeding, FrozenMethod
-from histo_ssl.plan import Plan
 
 Compose = Callable[..., Plan]
 

@@ -21,8 +21,8 @@ from torch.distributed import TCPStore
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
-from histo_ssl.distributed import all_reduce_mean
 from histo_ssl.methods.base import SSLMethod
+from histo_ssl.parallel.distributed import all_reduce_mean
 from histo_ssl.training.checkpoints import LAST
 from histo_ssl.training.fit import METRICS, Limits, Recording, train
 from histo_ssl.training.recording import read_metrics

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histo_ssl.artifacts import complete
+from histo_ssl.folders.artifacts import complete
 
 SCRIPT = "<script>alert(1)</script>"
 FORMULA = '=HYPERLINK("x","y")'

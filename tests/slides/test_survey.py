@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from histo_ssl.disk import NotWrittenError
+from histo_ssl.folders.disk import NotWrittenError
 from histo_ssl.slides.files import MAX_OPEN_SLIDES
 from histo_ssl.slides.grid import TileSpec
 from histo_ssl.slides.overlay import OUTLINE, TILE, overlay

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from histo_ssl.artifacts import TEMPORARY
 from histo_ssl.data.base import TileSource
+from histo_ssl.folders.artifacts import TEMPORARY
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.training.checkpoints import LAST, PREVIOUS, Checkpoints, KeepCheckpoints, damage
 

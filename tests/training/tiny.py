@@ -19,11 +19,11 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
-from histo_ssl import ranks
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
 from histo_ssl.methods.base import SSLMethod
+from histo_ssl.parallel import ranks
 from histo_ssl.signals import Stopped, answered_by, stop
 from histo_ssl.training.fit import METRICS, Limits, Recording, train
 from histo_ssl.training.recording import read_metrics

@@ -7,7 +7,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histo_ssl.cells import csv_text, exact, exact_table, harmless
+from histo_ssl.folders.cells import csv_text, exact, exact_table, harmless
 
 STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 TEXTS = st.text(

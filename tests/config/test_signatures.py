@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from histo_ssl.signatures import check_types
+from histo_ssl.config.signatures import check_types
 
 TILING = {
     "_target_": "histo_ssl.slides.grid.Tiling",

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from histo_ssl.sizing import sized
+from histo_ssl.config.sizing import sized
 
 TABLE = {0: {"queue": 1024, "head": {"k": 512}}, 20_000: {"queue": 4096, "head": {"k": 1024}}}
 

@@ -9,9 +9,9 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 
-from histo_ssl.plan import Listed, Plan, listed
-from histo_ssl.signatures import check_types
-from histo_ssl.targets import KEY, check_targets
+from histo_ssl.config.plan import Listed, Plan, listed
+from histo_ssl.config.signatures import check_types
+from histo_ssl.config.targets import KEY, check_targets
 
 TYPED = ("data", "tiling", "views", "backbone", "task", "online")
 # Rank 0 hands what it listed to the ranks that it starts: hours later the same folder may hold more files.

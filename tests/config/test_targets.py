@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from histo_ssl.targets import ALLOWED, check_configuration, check_targets, is_allowed
+from histo_ssl.config.targets import ALLOWED, check_configuration, check_targets, is_allowed
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from histo_ssl.targets import ALLOWED, check_configuration, check_targets, is_al
         "hydra.utils.instantiate",
         "torch.load",
         "torch.optimizers_of_a_stranger.Adam",  # only the beginning of the name is right
-        "histo_ssl.artifacts.write_text",  # ours, but no seam
+        "histo_ssl.folders.artifacts.write_text",  # ours, but no seam
         "histo_ssl.data.slides.np.load",  # a module's own imports are within its reach
         "histo_ssl.data.manifest.fsspec.open",
         "histo_ssl.data.images.os.system",

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from histo_ssl.distributed import all_reduce_mean, all_reduce_sum, gather, rank, world_size
+from histo_ssl.parallel.distributed import all_reduce_mean, all_reduce_sum, gather, rank, world_size
 
 
 def test_one_process_is_rank_0_of_1_and_keeps_what_it_has() -> None:

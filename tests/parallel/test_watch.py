@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from histo_ssl.watch import Watch
+from histo_ssl.parallel.watch import Watch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process descriptors are Linux's")
 
-SETTINGS = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+SETTINGS = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 # A rank that is in a call that does not return, and watches a process that ends.
 STUCK = """
 import subprocess, sys, time
-from histo_ssl import watch
+from histo_ssl.parallel import watch
 watch.GRACE_S = 0.2
 other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
 with watch.Watch({3: other.pid}):
@@ -80,7 +80,7 @@ POOL = """
 import os, signal, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from histo_ssl.watch import end_with_parent
+from histo_ssl.parallel.watch import end_with_parent
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent)
     print(pool.submit(os.getpid).result(), flush=True)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histo_ssl import artifacts
-from histo_ssl.disk import NotWrittenError
-from histo_ssl.provenance import provenance
+from histo_ssl.folders import artifacts
+from histo_ssl.folders.disk import NotWrittenError
+from histo_ssl.folders.provenance import provenance
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 
-from histo_ssl.redaction import has_credentials, refuse_credentials
+from histo_ssl.folders.redaction import has_credentials, refuse_credentials
 
 ALLOWED = (
     "histo_ssl.data",

@@ -16,7 +16,7 @@ import pytest
 from lightning import Trainer
 from PIL import Image
 
-from histo_ssl import ranks
+from histo_ssl.parallel import ranks
 
 JOB = [
     "method=dino",

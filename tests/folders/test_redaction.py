@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from histo_ssl.provenance import provenance
-from histo_ssl.redaction import RedactingFilter, has_credentials, redact, redacted, refuse_credentials
+from histo_ssl.folders.provenance import provenance
+from histo_ssl.folders.redaction import RedactingFilter, has_credentials, redact, redacted, refuse_credentials
 
 WITH = [
     ("https://me:hunter22@host/a.svs", "https://***@host/a.svs"),

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from histo_ssl.artifacts import file_fingerprint, fingerprint
-from histo_ssl.changes import LISTING
-from histo_ssl.sizing import sized
+from histo_ssl.config.sizing import sized
+from histo_ssl.folders.artifacts import file_fingerprint, fingerprint
+from histo_ssl.folders.changes import LISTING
 
 # Whole numbers of the configuration's top level, and the smallest that makes sense.
 LEAST = {

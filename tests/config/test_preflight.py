@@ -9,8 +9,8 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from histo_ssl.plan import Plan
-from histo_ssl.preflight import HANDED, prepared
+from histo_ssl.config.plan import Plan
+from histo_ssl.config.preflight import HANDED, prepared
 
 
 @pytest.fixture

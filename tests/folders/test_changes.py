@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from histo_ssl import artifacts
-from histo_ssl.changes import difference
+from histo_ssl.folders import artifacts
+from histo_ssl.folders.changes import difference
 
 BASE = {"training": {"epochs": 3, "batch_size": 32}, "seed": 0, "views": {"mean": [0.5, 0.5]}}
 

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from histo_ssl.changes import LISTING, Listing, difference
-from histo_ssl.disk import NotWrittenError
-from histo_ssl.provenance import provenance
-from histo_ssl.redaction import redacted
+from histo_ssl.folders.changes import LISTING, Listing, difference
+from histo_ssl.folders.disk import NotWrittenError
+from histo_ssl.folders.provenance import provenance
+from histo_ssl.folders.redaction import redacted
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from histo_ssl.redaction import redacted
+from histo_ssl.folders.redaction import redacted
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "hydra-core", "tiffslide", "numpy", "scikit-learn")
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from histo_ssl import cli
-from histo_ssl.disk import REASONS, NotWrittenError, sentence
+from histo_ssl.folders.disk import REASONS, NotWrittenError, sentence
 
 
 @pytest.mark.parametrize("number", sorted(REASONS))

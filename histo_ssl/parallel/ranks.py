@@ -24,7 +24,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import ParallelStrategy
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from histo_ssl.watch import Watch
+from histo_ssl.parallel.watch import Watch
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.5

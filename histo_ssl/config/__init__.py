@@ -1,0 +1,1 @@
+"""What a run asks for: its values checked, and the folder that each part of it belongs in."""

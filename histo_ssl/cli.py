@@ -35,6 +35,7 @@ from histo_ssl.folders.redaction import RedactingFilter, redact
 PACKAGE = Path(__file__).resolve().parent
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
 HIDDEN_KEYS = ("_target_", "_partial_", "_convert_", "hydra")  # of the machinery, not for users to set
+CONFIG_NAME = "config"  # conf/config.yaml
 USER_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
 
 
@@ -83,7 +84,7 @@ def main() -> None:
         hydra._internal.hydra.ConfigLoaderImpl = GuardedLoader  # type: ignore[attr-defined] # it has no hook for that
         # this file words the message inside of the job, else Hydra adds a line of its own
         job = _one_sentence(wants_traceback=wants_traceback)(as_asked(_job))
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(job)()
 
 
 @contextlib.contextmanager
@@ -119,7 +120,7 @@ def _job(cfg: DictConfig) -> None:
             raise ValueError(f"{group}=... is missing; choose one of {', '.join(_choices(group))}")
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
-        command = [sys.executable, "-m", "histo_ssl", *job.overrides.task]
+        command = [sys.executable, "-m", "histo_ssl", *_sources(job), *job.overrides.task]
         status = _run(command)
         if status - signals.SHELL_BASE in signals.HANDLED:
             sys.exit(status)  # the job has said so; those after it shall not start
@@ -135,6 +136,17 @@ def _job(cfg: DictConfig) -> None:
 
     choices = {str(group): str(choice) for group, choice in job.runtime.choices.items()}
     stages.run(Plan(cfg=cfg, choices=choices))
+
+
+def _sources(job: Any) -> list[str]:
+    """Arguments that say where a sweep's configuration comes from, for its jobs."""
+    arguments = [word for word in job.overrides.hydra if word.startswith("hydra.searchpath")]
+    if job.job.config_name != CONFIG_NAME:
+        arguments += ["--config-name", job.job.config_name]
+    for source in job.runtime.config_sources:
+        if source.provider == "command-line":
+            arguments += ["--config-dir", source.path]
+    return arguments
 
 
 def _run(command: list[str]) -> int:

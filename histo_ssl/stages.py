@@ -48,7 +48,7 @@ def run(plan: Plan) -> None:
     Rank 0 does them all; other ranks wait for its tiles and join it in pretraining.
     """
     plan = prepared(plan, known=STAGES)
-    trainer = _trainer(plan)(logger=False, enable_checkpointing=False)  # of which only its ranks are asked
+    trainer = ranks.asked(_trainer(plan))
     ranks.check_launched(trainer)
     if trainer.global_rank > 0:
         _join_pretraining(plan, trainer)

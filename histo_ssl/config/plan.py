@@ -86,6 +86,7 @@ class Plan:
         Raises:
             ValueError: names the value, and what is expected.
         """
+        self._check_kinds()
         for key, least in LEAST.items():
             value = self.group(key)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
@@ -100,6 +101,14 @@ class Plan:
             value = self.group(key)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
                 raise ValueError(f"{key}={value}: a share, from 0 to 1, is expected")
+
+    def _check_kinds(self) -> None:
+        if not isinstance(self.cfg.runs_dir, str) or not self.cfg.runs_dir:
+            raise ValueError(
+                f"runs_dir={self.cfg.runs_dir}: a folder is expected; a number in quotes: 'runs_dir=\"2024\"'"
+            )
+        if not isinstance(self.group("stages"), list):
+            raise ValueError(f"stages={self.cfg.stages}: a list is expected, such as stages=[tile,pretrain]")
 
     @property
     def runs_dir(self) -> Path:

@@ -30,10 +30,10 @@ def prepared(plan: Plan, *, known: Collection[str]) -> Plan:
         ValueError: there is no such stage, a value is of the wrong kind, or a `_target_` may not be named.
         FileNotFoundError: the data are not there.
     """
+    plan.check()
     unknown = [name for name in plan.cfg.stages if name not in known]
     if unknown:
         raise ValueError(f"stages={unknown}: no such stage; the stages are {', '.join(known)}")
-    plan.check()
     for group in plan.cfg:
         check_targets(plan.group(str(group)), str(group), more=plan.group(KEY) or ())
     for group in TYPED:

@@ -24,15 +24,21 @@ def read_classes(folder: Path) -> dict[int, str]:
 
     Raises:
         FileNotFoundError: the folder has no `classes.json`.
+        ValueError: it does not name values from 1 to 255.
     """
     path = folder / CLASSES
     if not path.is_file():
         raise FileNotFoundError(
             f"data.annotations={folder}: {CLASSES} is missing; it names the rasters' values"
         )
-    return {
-        int(value): str(name) for value, name in sorted(read_json(path).items(), key=lambda row: int(row[0]))
-    }
+    try:
+        names = {int(value): name for value, name in read_json(path).items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f'{path}: expected values and names, such as {{"1": "stroma"}}') from error
+    wrong = [value for value, name in names.items() if not 1 <= value <= 255 or not isinstance(name, str)]
+    if wrong or not names:
+        raise ValueError(f'{path}: expected values from 1 to 255 and their names, such as {{"1": "stroma"}}')
+    return dict(sorted(names.items()))
 
 
 def raster_sizes(folder: Path, slide_ids: Iterable[str]) -> dict[str, int]:
@@ -42,9 +48,20 @@ def raster_sizes(folder: Path, slide_ids: Iterable[str]) -> dict[str, int]:
 
 
 def read_raster(path: Path) -> NDArray[np.uint8]:
-    """A slide's raster (h, w)."""
-    with Image.open(path) as image:
-        return np.asarray(image if image.mode in ("L", "P") else image.convert("L"))
+    """A slide's raster (h, w).
+
+    Raises:
+        ValueError: it has no 8-bit index per pixel (colours would become classes), or is too large.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("1", "L", "P"):
+                raise ValueError(
+                    f"{path}: a label raster has one 8-bit index per pixel, this has mode {image.mode}"
+                )
+            return np.asarray(image, dtype=np.uint8)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: too large for a label raster, scale it down ({error})") from error
 
 
 def tile_classes(

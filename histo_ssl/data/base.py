@@ -1,6 +1,6 @@
 """What the rest of the house knows of data: sets that can be cut into tiles, sources that read them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,8 +13,12 @@ from histo_ssl.slides.grid import Tiling
 
 SOURCE = "source.json"  # in a tile folder: what kind of tiles it lists, and their scale
 STATUS = "status.csv"  # in a tile folder: one row per slide, or per image that could not be read
+N_NAMED = 5  # patients that an error names; the others are counted
 HELD_OUT = ("valid", "test")  # splits that pretraining never sees
-SPLITS = {"": "", "train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+SPLITS = {
+    **{"": "", "train": "train", "training": "train", "test": "test", "testing": "test"},
+    **dict.fromkeys(("valid", "val", "validation"), "valid"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,59 @@ def named_splits(values: Iterable[str], *, source: str) -> list[str]:
     if unknown:
         raise ValueError(f"{source}: split {', '.join(unknown)}: train, valid, test or nothing is expected")
     return [SPLITS[word] for word in words]
+
+
+def refuse_shared_patients(patients: "pd.Series[str]", splits: "pd.Series[str]", *, source: str) -> None:
+    """Stop where pretraining, or a classifier, would see a patient whose other tiles are held out.
+
+    Args:
+        patients: of each row, "" where unknown.
+        splits: of each row, by the names of the house.
+        source: for the message.
+
+    Raises:
+        ValueError: names the patients and their splits.
+    """
+    named = splits.where(splits != "", "no split")[patients != ""]
+    found = named.groupby(patients[patients != ""]).agg(lambda split: "/".join(sorted(set(split))))
+    shared = found[found.str.contains("/") & found.str.contains("|".join(HELD_OUT))]
+    if len(shared):
+        few = ", ".join(f"{patient} in {split}" for patient, split in shared[:N_NAMED].items())
+        more = f" and {len(shared) - N_NAMED} more" if len(shared) > N_NAMED else ""
+        raise ValueError(f"{source}: all of a patient belongs to one split; found: {few}{more}")
+
+
+def read_table(path: str, *, known: Collection[str]) -> pd.DataFrame:
+    """A CSV that a person wrote, as text without spaces around names and cells.
+
+    Args:
+        path: local, or an address for fsspec.
+        known: names of columns that mean something.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV; or a column's name is one that is known but for capitals or other signs, and
+            what is in it would not count.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: there is no such CSV") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, UnicodeError) as error:
+        raise ValueError(f"{path}: not a CSV: {' '.join(str(error).split())}") from error
+    table = table.rename(columns=lambda name: str(name).strip())
+    for name in table.columns:
+        table[name] = table[name].str.strip()
+    meant = {_bare(name): name for name in known}
+    for name in table.columns:
+        right = meant.get(_bare(name), name)
+        if name != right:
+            raise ValueError(f"{path}: the column {name!r} would not count; did you mean {right}? rename it")
+    return table
+
+
+def _bare(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def check_failures(failed: list[str], *, n_items: int, max_failed: float, noun: str) -> None:

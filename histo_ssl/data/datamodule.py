@@ -160,6 +160,23 @@ class TileDataModule(LightningDataModule):
         self.accumulate = accumulate
         self.batch_size = _share(batch_size, n_parts=accumulate, of="accumulated batches")
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must be gone on with: its batches are counted in it."""
+        return {"accumulate": self.accumulate}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make sure that it is.
+
+        Raises:
+            ValueError: steps were made of another number of batches.
+        """
+        before = state_dict["accumulate"]
+        if before != self.accumulate:
+            raise ValueError(
+                f"this training was begun with trainer.accumulate_grad_batches={before}; go on with that, or "
+                "begin another in a new runs_dir"
+            )
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one pass over the tiles."""

@@ -1,7 +1,6 @@
 """Tiles that are image files already: a folder per class, or a CSV that lists them."""
 
 import os
-import re
 import struct
 import warnings
 import zlib
@@ -14,12 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from histo_ssl.data.base import HELD_OUT, SOURCE, SPLITS, STATUS, Part, check_failures, named_splits
+from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures, refuse_shared_patients
+from histo_ssl.data.image_list import from_csv, from_folder, groups_in, images_below, read_csv
 from histo_ssl.folders.artifacts import write_json, write_text
 from histo_ssl.folders.cells import csv_text, exact_table
 from histo_ssl.slides.grid import Tiling
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 IMAGES = "images.csv"
 # What Pillow raises when bytes are not what they should be.
 UNREADABLE = (
@@ -34,7 +33,6 @@ UNREADABLE = (
     zlib.error,
 )
 PART_TILES = 4096  # images embedded into one file: a minute or so of work on a small machine
-COLUMNS = ("path", "label", "split", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +49,10 @@ class ImageData:
     def listing(self) -> dict[str, Any]:
         """The CSV's rows, or the paths below `root`; not the sizes of what may be a million small files."""
         if self.csv:
-            rows = _read_csv(Path(self.csv)).to_dict("records")
+            rows = read_csv(Path(self.csv)).to_dict("records")
             return {"images": {str(row.pop("path")): row for row in rows}}
         folder = self._root()
-        return {"images": {path.relative_to(folder).as_posix(): {} for path in _images_below(folder)}}
+        return {"images": {path.relative_to(folder).as_posix(): {} for path in images_below(folder)}}
 
     def tile(
         self,
@@ -87,10 +85,15 @@ class ImageData:
 
     def _listed(self) -> pd.DataFrame:
         """Images sorted by absolute path, with label, split and group; a seeded draw of `max_tiles`."""
-        images = _from_csv(Path(self.csv)) if self.csv else _from_folder(self._root())
+        images = from_csv(Path(self.csv)) if self.csv else from_folder(self._root())
         images = images.sort_values("path", ignore_index=True)
         if self.group_pattern:
-            images["group"] = [_group(self.group_pattern, path) for path in images["path"]]
+            images["group"] = groups_in(images["path"], pattern=self.group_pattern)
+        refuse_shared_patients(
+            images["group"],
+            images["split"],
+            source=f"data.csv={self.csv}" if self.csv else f"data.root={self.root}",
+        )
         if self.max_tiles and len(images) > self.max_tiles:
             images = images.sample(n=self.max_tiles, random_state=self.seed).sort_index(ignore_index=True)
         return images
@@ -121,9 +124,12 @@ class ImageTiles:
         try:
             with Path(path).open("rb") as file:
                 if self._n_bytes is not None and os.fstat(file.fileno()).st_size != self._n_bytes[i]:
-                    raise ValueError("the file has changed since it was listed; delete its tile folder")
+                    raise ValueError(
+                        "the file has changed since it was listed; delete what was made of it "
+                        "under tiles/, embeddings/ and results/"
+                    )
                 with Image.open(file) as image:
-                    return np.array(_square(image.convert("RGB"), self.tile_px))
+                    return np.array(_square(_rgb(image), self.tile_px))
         except UNREADABLE as error:
             raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 
@@ -160,65 +166,20 @@ class ImageTiles:
         )
 
 
-def _from_folder(root: Path) -> pd.DataFrame:
-    """Images below `root`: `<class>/x.png`, `<split>/<class>/x.png`, or `x.png` without a label."""
-    paths = _images_below(root)
-    rows = [_place(path.relative_to(root).parts[:-1]) for path in paths]
-    return pd.DataFrame(
-        {
-            "path": [str(path.resolve()) for path in paths],
-            "label": [label for label, _ in rows],
-            "split": [split for _, split in rows],
-            "group": "",
-        }
-    )
+def _rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB, on white where it is transparent, as slides are.
 
-
-def _images_below(root: Path) -> list[Path]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"data.root={root}: no such folder")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"data.root={root}: no image in it; looked for {', '.join(SUFFIXES)}")
-    return paths
-
-
-def _place(folders: tuple[str, ...]) -> tuple[str, str]:
-    """Label and split that the folders above an image name.
-
-    >>> _place(("train", "tumor")), _place(("TUM",)), _place(())
-    (('tumor', 'train'), ('TUM', ''), ('', ''))
+    Raises:
+        ValueError: its values have more than 8 bits; converted, they would be clipped.
     """
-    split = SPLITS.get(folders[0].lower(), "") if folders else ""
-    rest = folders[1:] if split else folders
-    return (rest[0] if rest else ""), split
-
-
-def _from_csv(csv: Path) -> pd.DataFrame:
-    """Images that a CSV lists, their paths taken from its own folder."""
-    rows = _read_csv(csv)
-    rows["path"] = [str((csv.parent / path).resolve()) for path in rows["path"]]
-    return rows
-
-
-def _read_csv(csv: Path) -> pd.DataFrame:
-    """Rows of a CSV of images: its `path` as it stands there; label, split and group, "" if not given."""
-    if not csv.is_file():
-        raise FileNotFoundError(f"data.csv={csv}: no such file")
-    rows = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    if "path" not in rows:
-        raise ValueError(
-            f"data.csv={csv}: column 'path' is missing; the columns are {', '.join(rows.columns)}"
-        )
-    rows = rows.reindex(columns=list(COLUMNS), fill_value="")
-    rows["split"] = named_splits(rows["split"], source=f"data.csv={csv}")
-    return rows
-
-
-def _group(pattern: str, path: str) -> str:
-    """First group of the pattern in the file's name, or "" where it doesn't match."""
-    match = re.search(pattern, Path(path).name)
-    return match.group(1) if match else ""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its values have more than 8 bits (mode {image.mode}); convert it to 8-bit RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    on_white = Image.new("RGB", seen.size, "white")
+    on_white.paste(seen, mask=seen.getchannel("A"))
+    return on_white
 
 
 def _image_size(path: str) -> tuple[int, int] | str:
@@ -227,6 +188,8 @@ def _image_size(path: str) -> tuple[int, int] | str:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    return f"more than 8 bits (mode {image.mode}); convert it to 8-bit RGB"
                 return image.size
     except FileNotFoundError:
         return "no such file"

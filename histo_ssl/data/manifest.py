@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 import pandas as pd
 
-from histo_ssl.data.base import STATUS, named_splits
+from histo_ssl.data.base import N_NAMED, STATUS, named_splits, read_table, refuse_shared_patients
 from histo_ssl.folders.redaction import redact, refuse_credentials
 from histo_ssl.slides.survey import FOUND
 
@@ -19,7 +19,6 @@ SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".qptiff")
 TCGA_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}(?=-|$)")  # the first 12 characters of a barcode
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no text, or halves of it; no CSV gives it back
 MAX_ID_BYTES = 200  # file systems take 255, some of which go into ".tmp-" and a suffix
-N_NAMED = 5  # rows that an error names; the others are counted
 
 
 def slide_list(*, root: str | None, manifest: str | None) -> pd.DataFrame:
@@ -45,6 +44,8 @@ def slide_list(*, root: str | None, manifest: str | None) -> pd.DataFrame:
             f"data.root={root}, data.manifest={manifest}: give one of them, a folder (or glob) or a CSV"
         )
     source = manifest or root or ""
+    if not source:
+        raise ValueError("data.root is empty; give a folder, a glob, or a CSV")
     refuse_credentials(source, where="data.manifest" if manifest else "data.root")
     slides = _from_csv(source) if manifest or source.endswith(".csv") else _from_folder(source)
     for path in slides["path"]:
@@ -113,7 +114,7 @@ def is_remote(path: str) -> bool:
 
 def _from_folder(root: str) -> pd.DataFrame:
     files, start = fsspec.core.url_to_fs(root)
-    is_glob = any(character in root for character in "*?[")
+    is_glob = any(character in root for character in "*?[") and not files.exists(start)
     found = files.glob(start) if is_glob else files.find(start)
     slides = [path for path in map(str, found) if path.lower().endswith(SUFFIXES)]
     if not slides:
@@ -135,13 +136,8 @@ def _from_csv(manifest: str) -> pd.DataFrame:
 
 
 def _read_csv(path: str, *, needed: Sequence[str]) -> pd.DataFrame:
-    """A CSV as text, with the columns that are needed."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: there is no such CSV") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, UnicodeError) as error:
-        raise ValueError(f"{path}: not a CSV: {' '.join(str(error).split())}") from error
+    """A CSV with the columns that are needed."""
+    table = read_table(path, known=(*COLUMNS, *needed))
     missing = [name for name in needed if name not in table.columns]
     if missing:
         raise ValueError(
@@ -154,6 +150,7 @@ def _read_csv(path: str, *, needed: Sequence[str]) -> pd.DataFrame:
 
 def _resolved(path: str, folder: str) -> str:
     """A path of a manifest that lies in `folder`: as it is if absolute, else from there."""
+    path = str(Path(path).expanduser()) if path.startswith("~") else path.removeprefix("file://")
     if is_remote(path) or Path(path).is_absolute() or not folder:
         return path
     return f"{folder}/{path}"
@@ -207,15 +204,9 @@ def _check(slides: pd.DataFrame, source: str) -> None:
     )
     is_missing = [not is_remote(path) and not _is_file(path) for path in paths]
     _refuse((ids + " = " + paths)[is_missing], f"{source}: files that do not exist")
-    splits = (
-        slides[(slides["split"] != "") & (slides["patient_id"] != "")]
-        .groupby("patient_id")["split"]
-        .agg(lambda split: "/".join(sorted(set(split))))
-    )
-    split_patients = splits[splits.str.contains("/")]
+    refuse_shared_patients(slides["patient_id"], slides["split"], source=source)
     _refuse(
-        split_patients.index.to_series() + " in " + split_patients,
-        f"{source}: all slides of a patient belong to one split; found",
+        (ids + " = " + paths)[paths.duplicated(keep=False)], f"{source}: one file is listed as several slides"
     )
 
 

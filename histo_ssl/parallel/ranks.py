@@ -21,6 +21,7 @@ from lightning import Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ParallelStrategy
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
@@ -34,6 +35,18 @@ SILENCE = timedelta(minutes=10)  # NCCL's own; for a rank that hangs, one that h
 CALL = "training begins"
 GONE = "rank 0 has ended before pretraining; its last words say why"
 NAMESPACE = Path("/proc/self/ns/pid")
+
+
+def asked(trainer: Callable[..., Trainer]) -> Trainer:
+    """A Trainer of which only its ranks are asked.
+
+    Raises:
+        ValueError: Lightning can't make one for this machine, as without the GPUs that were asked for.
+    """
+    try:
+        return trainer(logger=False, enable_checkpointing=False)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
 def check_launched(trainer: Trainer) -> None:

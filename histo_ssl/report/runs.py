@@ -169,7 +169,7 @@ def _tile_set(folder: Path) -> TileSet:
 
 
 def _metrics(path: Path) -> list[dict[str, float]]:
-    """Logged rows by step; of a step that was trained twice (a stop, then a resume) the last one counts."""
+    """Logged rows by step: its losses and, from a line of its own, its scores; of two values the last."""
     rows: dict[float, dict[str, float]] = {}
     for line in _text(path).splitlines():
         try:
@@ -177,7 +177,7 @@ def _metrics(path: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:  # a line cut short when the run was killed
             continue
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
-        rows[numbers["step"]] = numbers
+        rows[numbers["step"]] = rows.get(numbers["step"], {}) | numbers
     return [rows[step] for step in sorted(rows)]
 
 

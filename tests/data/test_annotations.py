@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from histo_ssl.data.annotations import read_classes, tile_classes
+from histo_ssl.data.annotations import read_classes, read_raster, tile_classes
 
 
 def _classes(raster: list[list[int]], xy: list[tuple[int, int]], *, side: int, min_share: float) -> list[int]:
@@ -51,3 +52,17 @@ def test_classes_are_named_by_a_file_that_must_be_there(tmp_path: Path) -> None:
         read_classes(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps({"10": "fat", "2": "stroma"}))
     assert read_classes(tmp_path) == {2: "stroma", 10: "fat"}
+
+
+@pytest.mark.parametrize("text", ['["a"]', '{"stroma": 1}', '{"1": ["a"]}', '{"0": "a"}', "{}", "nope"])
+def test_classes_that_name_no_values_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(ValueError, match=r"classes\.json: expected values"):
+        read_classes(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_a_raster_of_colours_or_of_16_bits_is_refused(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=f"one 8-bit index per pixel, this has mode {mode}"):
+        read_raster(tmp_path / "a.png")

@@ -149,3 +149,60 @@ def test_the_real_samples_keep_their_classes(shared_data: Path, tmp_path: Path) 
     assert counts.sum() == len(source) == 79
     assert sorted(counts.index) == ["ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"]
     assert source.tile_px == 224
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_values_that_would_be_clipped_to_8_bits_are_refused(tmp_path: Path, mode: str) -> None:
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    (tmp_path / "images" / "A").mkdir(parents=True)
+    Image.fromarray(ramp.astype(kind)).save(tmp_path / "images" / "A" / "x.tif")
+    with pytest.raises(ValueError, match=rf"more than 8 bits \(mode {mode}"):
+        _listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles")
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[:16] = [200, 100, 150, 255]
+    (tmp_path / "images" / "A").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "images" / "A" / "x.png")
+    tile = _listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles").read(0)
+    assert (tile[:16] == [200, 100, 150]).all()
+    assert (tile[16:] == 255).all()
+
+
+def test_hidden_files_and_folders_named_like_images_are_none(tmp_path: Path) -> None:
+    _paint(tmp_path / "images" / "A" / "x.png", 1)
+    (tmp_path / "images" / "A" / "._x.png").write_bytes(b"macOS")
+    (tmp_path / "images" / "A" / "d.png").mkdir()
+    assert len(_listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles")) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ("path,label\n", "lists no image"),
+        ("path,label\n,A\n", "has rows without a path"),
+        ("path,label\nx.png,A\nx.png,B\n", "1 images are listed twice, x.png among them"),
+        ("path,Label\nx.png,A\n", "the column 'Label' would not count; did you mean label"),
+        ("path,patient_id,split\nx.png,P1,train\ny.png,P1 ,test\n", "found: P1 in test/train"),
+        ("", "not a CSV"),
+    ],
+)
+def test_a_faulty_csv_is_refused(tmp_path: Path, rows: str, complaint: str) -> None:
+    (tmp_path / "list.csv").write_text(rows)
+    with pytest.raises(ValueError, match=complaint):
+        _listed(_data(csv=str(tmp_path / "list.csv")), _tiling(), tmp_path / "tiles")
+
+
+@pytest.mark.parametrize("pattern", ["(", "x"])
+def test_a_pattern_that_names_no_group_is_refused(tmp_path: Path, pattern: str) -> None:
+    _paint(tmp_path / "images" / "A" / "x.png", 1)
+    with pytest.raises(ValueError, match=r"data\.group_pattern="):
+        _listed(_data(tmp_path / "images", group_pattern=pattern), _tiling(), tmp_path / "tiles")
+
+
+def test_a_split_below_a_class_is_refused(tmp_path: Path) -> None:
+    _paint(tmp_path / "images" / "tumor" / "test" / "x.png", 1)
+    with pytest.raises(ValueError, match="a folder of a split stands above"):
+        _listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles")

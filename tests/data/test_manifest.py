@@ -74,9 +74,18 @@ def test_a_manifest_keeps_its_extra_columns_and_its_text_as_text(folder: Path) -
 
 def test_the_patient_of_a_tcga_barcode_is_its_first_12_characters(folder: Path) -> None:
     barcode = "TCGA-A1-A0SB-01Z-00-DX1.B34C"
-    rows = f"slide_id,path,patient_id\n{barcode},a.svs,\nTCGA-A1-A0SB-01A-TS1,a.svs,P9\nTCGA-oddity,a.svs,\n"
+    places = ("a.svs", "deep/b.TIF", "notes.txt")
+    people = zip((barcode, "TCGA-A1-A0SB-01A-TS1", "TCGA-oddity"), places, ("", "P9", ""), strict=True)
+    rows = "slide_id,path,patient_id\n" + "".join(f"{','.join(row)}\n" for row in people)
     slides = slide_list(root=None, manifest=manifest(folder, rows))
     assert slides["patient_id"].tolist() == ["TCGA-A1-A0SB", "P9", ""]
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_glob_and_an_empty_root_is_none(folder: Path) -> None:
+    (folder / "deep").rename(folder / "x [2021]")
+    assert slide_list(root=f"{folder}/x [2021]", manifest=None)["slide_id"].tolist() == ["b"]
+    with pytest.raises(ValueError, match=r"data\.root is empty"):
+        slide_list(root="", manifest=None)
 
 
 def test_addresses_are_not_looked_for_on_the_disk(folder: Path) -> None:
@@ -101,7 +110,23 @@ def test_addresses_are_not_looked_for_on_the_disk(folder: Path) -> None:
         ("slide_id,path\n", r"lists no slide"),
         (
             "slide_id,path,patient_id,split\na,a.svs,P1,train\nb,a.svs,P1,test\nc,a.svs,P2,test\n",
-            r"all slides of a patient belong to one split; found: P1 in test/train$",
+            r"all of a patient belongs to one split; found: P1 in test/train$",
+        ),
+        (
+            "slide_id,path,patient_id,split\na,a.svs,P1 ,train\nb,deep/b.TIF,P1,test\n",
+            r"all of a patient belongs to one split; found: P1 in test/train$",
+        ),
+        (
+            "slide_id,path,patient_id,split\na,a.svs,P1,\nb,deep/b.TIF,P1,test\n",
+            r"all of a patient belongs to one split; found: P1 in no split/test$",
+        ),
+        (
+            "slide_id,path,patient_id,split\na,a.svs,P1,train\nb,a.svs,P2,test\n",
+            r"one file is listed as several slides: a = .*a\.svs, b = .*a\.svs$",
+        ),
+        (
+            "slide_id,path,Patient_ID\na,a.svs,P1\n",
+            r"the column 'Patient_ID' would not count; did you mean patient_id\? rename it$",
         ),
     ],
 )

@@ -49,12 +49,13 @@ def test_a_null_in_the_scores_is_read_as_nan(fake_runs: Any) -> None:
 def test_a_step_trained_twice_counts_once_and_a_line_cut_short_not_at_all(fake_runs: Any) -> None:
     def write(folder: Path) -> None:
         rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 2.0, "note": "x"}]
+        rows.insert(1, {"step": 2, "online_knn_auc": 0.5})
         lines = [json.dumps(row) for row in rows]
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "lo']))
 
     fake_runs.finish("pretrain/a-b-c-0", write)
     (run,) = read_runs(fake_runs.path)
-    assert run.metrics == [{"step": 1.0, "loss": 3.0}, {"step": 2.0, "loss": 2.0}]
+    assert run.metrics == [{"step": 1.0, "loss": 3.0}, {"step": 2.0, "online_knn_auc": 0.5, "loss": 2.0}]
 
 
 def test_failed_slides_come_first_and_are_counted(fake_runs: Any) -> None:

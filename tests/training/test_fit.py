@@ -104,6 +104,16 @@ def test_every_method_resumes_to_the_last_digit(
     _assert_equal(whole, resumed)
 
 
+def test_a_training_is_not_gone_on_with_other_batches_per_step(
+    image_source: Source, fit_tiny: Fit, tiny: ModuleType, tmp_path: Path
+) -> None:
+    source = image_source(17)
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        fit_tiny(tmp_path, source=source, callbacks=[tiny.At(5, _end)])
+    with pytest.raises(ValueError, match=r"was begun with trainer\.accumulate_grad_batches=1; go on"):
+        fit_tiny(tmp_path, source=source, accumulate=2)
+
+
 @pytest.mark.slow
 def test_float16_goes_on_with_the_scale_of_its_loss_where_it_was(
     image_source: Source, fit_tiny: Fit, tiny: ModuleType, tmp_path: Path

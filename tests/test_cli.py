@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,19 @@ def test_a_typo_gets_one_sentence_with_the_valid_choices(
     assert failed.returncode == 1
     assert failed.stderr.startswith(sentence)
     assert len(failed.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_sweep_find_the_configuration_where_the_sweep_did(warm: Any, tmp_path: Path) -> None:
+    (tmp_path / "tiling").mkdir()
+    (tmp_path / "tiling" / "mine.yaml").write_text("defaults: [demo, _self_]\n")
+    (tmp_path / "other.yaml").write_text("defaults: [config, _self_]\ntraining: {epochs: 0}\n")
+    sweep = ["-m", "histo_ssl", "-m", "-cd", tmp_path, "method=dino", "backbone=vit_t", "stages=[]"]
+    found = warm.run(*sweep, "tiling=mine", "logger=none", cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    named = warm.run(*sweep, "-cn", "other", cwd=tmp_path)
+    assert named.returncode == 1
+    assert "error: training.epochs=0: a whole number, 1 or more" in named.stderr
 
 
 def test_the_traceback_is_there_for_those_who_ask(tmp_path: Path) -> None:

@@ -172,8 +172,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: its values have more than 8 bits; converted, they would be clipped.
     """
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"its values have more than 8 bits (mode {image.mode}); convert it to 8-bit RGB")
+    depth = _unfit_depth(image)
+    if depth:
+        raise ValueError(depth)
     if not image.has_transparency_data:
         return image.convert("RGB")
     seen = image.convert("RGBA")
@@ -182,15 +183,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return on_white
 
 
+def _unfit_depth(image: Image.Image) -> str:
+    """Why an image's values are none of 8 bits; nothing if they are."""
+    is_deep = image.mode.startswith(("I", "F"))
+    return f"more than 8 bits (mode {image.mode}); convert it to 8-bit RGB" if is_deep else ""
+
+
 def _image_size(path: str) -> tuple[int, int] | str:
     """Width and height from the file's header, or the reason why there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    return f"more than 8 bits (mode {image.mode}); convert it to 8-bit RGB"
-                return image.size
+                return _unfit_depth(image) or image.size
     except FileNotFoundError:
         return "no such file"
     except (*UNREADABLE, Image.DecompressionBombWarning) as error:

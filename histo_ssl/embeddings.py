@@ -2,14 +2,15 @@
 
 The file's layout is the one that CLAM (arXiv:2004.09666) and TRIDENT (arXiv:2502.06750) read and write: a
 data set `features` (N, D), a data set `coords` (N, 2) of the tiles' upper left corners in level-0 px, and on
-`coords` attributes that say how the tiles were cut. So bags of embeddings move both ways.
+`coords` attributes that say how the tiles were cut. So bags of embeddings move both ways. Where tiles
+could not be read, a third one, `unreadable`, holds their places among the tiles that were listed.
 
 Letters: N tiles, D width of an embedding.
 """
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,8 @@ Attributes = Mapping[str, str | int | float]
 Mask = NDArray[np.bool_]
 Texts = NDArray[np.str_]
 
-FEATURES, COORDS = "features", "coords"
+FEATURES, COORDS, UNREADABLE = "features", "coords", "unreadable"
+EVERYBODYS, OURS = {FEATURES, COORDS}, {FEATURES, COORDS, UNREADABLE}
 # HDF5 crashes the process on some broken files, so that ours carry a checksum: in the block before the HDF5
 # data that every reader skips.
 BLOCK, BLOCK_BYTES = b"histo_ssl sha256 ", 512
@@ -54,6 +56,7 @@ class EmbeddingSet:
 
     features: NDArray[np.float32]  # (N, D)
     coords: NDArray[np.int64]  # (N, 2), x and y in level-0 px
+    row: NDArray[np.int64]  # (N,) number of the tile in its source
     slide: Texts  # (N,), as all that follow; "" where nothing is known
     patient: Texts
     site: Texts
@@ -78,8 +81,29 @@ class EmbeddingSet:
         return self.subset(self.label != "")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stored:
+    """Content of one file of embeddings."""
+
+    features: NDArray[np.float32]  # (N, D)
+    coords: NDArray[np.int64]  # (N, 2), level-0 px
+    attributes: Attributes
+    unreadable: NDArray[np.int64]  # (K,) ascending places of tiles without embedding among the N + K listed
+
+    def is_row(self) -> Mask:
+        """Which (N + K,) of the listed tiles have a row here; place 1 of 3 unreadable: true, false, true."""
+        mask = np.ones(len(self.features) + len(self.unreadable), dtype=bool)
+        mask[self.unreadable] = False
+        return mask
+
+
 def write_embeddings(
-    path: Path, *, features: NDArray[np.floating], coords: NDArray[np.integer], attributes: Attributes
+    path: Path,
+    *,
+    features: NDArray[np.floating],
+    coords: NDArray[np.integer],
+    attributes: Attributes,
+    unreadable: Sequence[int] = (),
 ) -> None:
     """Write one slide's embeddings to `path`, atomically: a reader finds the whole file or none.
 
@@ -88,6 +112,7 @@ def write_embeddings(
         features: (N, D), finite; stored as float32.
         coords: (N, 2), level-0 px; stored as int64.
         attributes: stored on `coords`, where CLAM and TRIDENT look for theirs.
+        unreadable: as of `Stored`.
 
     Raises:
         ValueError: `features` and `coords` don't belong together, or an embedding is not finite.
@@ -97,15 +122,15 @@ def write_embeddings(
     with h5py.File(stream, "w", userblock_size=BLOCK_BYTES) as file:
         file.create_dataset(FEATURES, data=features.astype(np.float32, copy=False))
         file.create_dataset(COORDS, data=coords.astype(np.int64, copy=False)).attrs.update(attributes)
+        if unreadable:
+            file.create_dataset(UNREADABLE, data=np.array(unreadable, dtype=np.int64))
     content = stream.getbuffer()
     content[: len(BLOCK) + 2 * hashlib.sha256().digest_size] = _stamp(content)
     write_bytes(path, content)
 
 
-def read_embeddings(
-    path: Path,
-) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, str | int | float]]:
-    """Features (N, D), coords (N, 2) and attributes of a file that we, CLAM or TRIDENT wrote.
+def read_embeddings(path: Path) -> Stored:
+    """What is in a file that we, CLAM or TRIDENT wrote.
 
     Of the attributes, those that are single values; CLAM has lists among its own.
 
@@ -121,10 +146,10 @@ def read_embeddings(
     if not (is_ours or is_foreign) or (is_ours and not stored.startswith(_stamp(memoryview(stored)))):
         raise ValueError(f"{path}: {NOT_READABLE}")
     try:
-        content, attributes = _content(stored)
+        content, attributes = _content(stored, known=OURS if is_ours else EVERYBODYS)
     except HDF5_ERRORS as error:
         raise ValueError(f"{path}: {NOT_READABLE} ({' '.join(str(error).split())})") from error
-    missing = {FEATURES, COORDS} - set(content)
+    missing = EVERYBODYS - set(content)
     if missing:
         found = ", ".join(sorted(content)) or "nothing"
         raise ValueError(
@@ -133,7 +158,12 @@ def read_embeddings(
         )
     features, coords = content[FEATURES], content[COORDS]
     _check(path, features, coords)
-    return features.astype(np.float32, copy=False), coords.astype(np.int64, copy=False), attributes
+    return Stored(
+        features=features.astype(np.float32, copy=False),
+        coords=coords.astype(np.int64, copy=False),
+        attributes=attributes,
+        unreadable=content.get(UNREADABLE, np.zeros(0)).astype(np.int64),
+    )
 
 
 def _stamp(content: memoryview) -> bytes:
@@ -141,11 +171,13 @@ def _stamp(content: memoryview) -> bytes:
     return BLOCK + hashlib.sha256(content[BLOCK_BYTES:]).hexdigest().encode()
 
 
-def _content(stored: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str | int | float]]:
-    """Every data set of a file by its name, the two that we know with their content, and the attributes."""
+def _content(
+    stored: bytes, *, known: set[str]
+) -> tuple[dict[str, NDArray[Any]], dict[str, str | int | float]]:
+    """Every data set of a file by its name, those that are known with their content, and the attributes."""
     with h5py.File(io.BytesIO(stored), "r") as file:
         content = {str(name): np.zeros(0) for name in file}
-        known = {FEATURES, COORDS} & set(content)
+        known = known & set(content)
         n_bytes = sum(file[name].nbytes for name in known)
         if n_bytes > MAX_EXPANSION * len(stored):
             raise ValueError(f"it says that it holds {n_bytes:,} bytes")

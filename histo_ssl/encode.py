@@ -1,33 +1,24 @@
-"""Encoders: a trained backbone with its card in one file, and the embeddings that it makes of tiles."""
+"""Encoders: a trained backbone with its card, in one file."""
 
 import importlib
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from histo_ssl.backbones.weights import fit_positions
-from histo_ssl.data.base import Part, TileSource
-from histo_ssl.data.datamodule import Batch, Tiles
-from histo_ssl.data.loading import Loading, TileLoader
-from histo_ssl.embeddings import EmbeddingSet, read_embeddings, write_embeddings
-from histo_ssl.folders.artifacts import fingerprint, write_bytes
-from histo_ssl.progress import Progress
+from histo_ssl.folders.artifacts import write_bytes
 
 MPP_TOLERANCE = 0.05  # a nominal 20x scan may be 0.504 um/px
 LONGEST_REASON = 200  # characters of another library's message
 ARCHITECTURES = "histo_ssl.backbones."  # nothing else is ever imported at a card's word
-TILES = "tiles"  # attribute of a file of embeddings: a hash of its tiles' names and places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,61 +131,6 @@ def read_card(path: Path) -> Card:
         raise ValueError(f"{path}: its encoder's card can't be read ({error}); export it again") from error
 
 
-def embed_tiles(
-    encoder: Encoder, source: TileSource, *, folder: Path, batch_size: int, loading: Loading, any_mpp: bool
-) -> dict[str, int]:
-    """Write one file of embeddings per slide (or stretch of images) into `folder`; those already there stay.
-
-    Args:
-        encoder: makes them.
-        source: all its tiles are embedded, each once.
-        folder: receives `<slide>.h5`.
-        batch_size: tiles per forward pass.
-        loading: how tiles are read.
-        any_mpp: embed tiles of another scale than the encoder's, too.
-
-    Returns:
-        How many tiles and files the folder holds afterwards.
-
-    Raises:
-        ValueError: a tile can't be read; no other one may stand for it.
-    """
-    encoder.check_scale(source.mpp, any_mpp=any_mpp)
-    tiles = _tile_names(source)
-    missing = [part for part in source.parts() if not _is_embedded(part, folder, tiles)]
-    coords = source.coords()
-    features = _features(encoder, source, missing, batch_size=batch_size, loading=loading)
-    attributes = _attributes(encoder.card, source)
-    for part, features_ND in features:
-        write_embeddings(
-            folder / f"{part.name}.h5",
-            features=features_ND,
-            coords=coords[part.start : part.stop],
-            attributes={**attributes, TILES: tiles[part.name]},
-        )
-    return {"tiles": len(source), "files": len(source.parts())}
-
-
-def load_embeddings(folder: Path, source: TileSource) -> EmbeddingSet:
-    """The embeddings of all tiles of a source, in its order, with what is known of each tile.
-
-    Raises:
-        ValueError: a file holds other tiles than the source lists.
-    """
-    table, tiles = source.table(), _tile_names(source)
-    read = [read_embeddings(folder / f"{part.name}.h5") for part in source.parts()]
-    coords = np.concatenate([coords for _, coords, _ in read])
-    stated = {part.name: found.get(TILES) for part, (_, _, found) in zip(source.parts(), read, strict=True)}
-    if stated != tiles or not np.array_equal(coords, table[["x", "y"]].to_numpy()):
-        raise ValueError(
-            f"{folder}: the embeddings are of other tiles than the index lists; delete the folder"
-        )
-    texts = {name: table[name].to_numpy(dtype=str) for name in ("slide", "patient", "site", "split", "label")}
-    return EmbeddingSet(
-        features=np.concatenate([features for features, _, _ in read]), coords=coords, **texts
-    )
-
-
 def _build(architecture: Mapping[str, Any], *, path: Path) -> nn.Module:
     """The backbone that a card names, with random weights; the card is a stranger's word.
 
@@ -216,52 +152,3 @@ def _build(architecture: Mapping[str, Any], *, path: Path) -> nn.Module:
     if not isinstance(backbone, nn.Module):
         raise ValueError(refusal)
     return backbone
-
-
-def _tile_names(source: TileSource) -> dict[str, str]:
-    """A hash of the tiles of each part: of their slides (or images) and places, in order."""
-    table = source.table()
-    names = [f"{slide} {x} {y}" for slide, x, y in zip(table["slide"], table["x"], table["y"], strict=True)]
-    return {part.name: fingerprint(names[part.start : part.stop]) for part in source.parts()}
-
-
-def _is_embedded(part: Part, folder: Path, tiles: Mapping[str, str]) -> bool:
-    """Whether an earlier start has left a whole file of this part's tiles."""
-    try:
-        _, _, attributes = read_embeddings(folder / f"{part.name}.h5")
-    except (FileNotFoundError, ValueError):
-        return False
-    return attributes.get(TILES) == tiles[part.name]
-
-
-def _features(
-    encoder: Encoder, source: TileSource, parts: list[Part], *, batch_size: int, loading: Loading
-) -> Iterator[tuple[Part, NDArray[np.float32]]]:
-    """Features (N, D) of one part after the other; workers read ahead across the borders of parts."""
-    cuts = [_cuts(part, batch_size) for part in parts]
-    wanted = [[(row, 0) for row in cut] for part_cuts in cuts for cut in part_cuts]
-    batches = iter(TileLoader(Tiles(source), wanted, loading))
-    with Progress("embed", n_items=sum(map(len, wanted)), noun="tiles") as progress:
-        for part, part_cuts in zip(parts, cuts, strict=True):
-            done = [_next_features(encoder, batches, progress) for _ in part_cuts]
-            yield part, np.concatenate(done or [np.zeros((0, encoder.card.dim), np.float32)])
-
-
-def _cuts(part: Part, batch_size: int) -> list[range]:
-    """The rows of a part in batches; the last may be smaller."""
-    return [range(i, min(i + batch_size, part.stop)) for i in range(part.start, part.stop, batch_size)]
-
-
-def _next_features(encoder: Encoder, batches: Iterator[Batch], progress: Progress) -> NDArray[np.float32]:
-    started = time.monotonic()
-    tiles = next(batches)["tiles"]
-    data_s = time.monotonic() - started
-    features: NDArray[np.float32] = encoder(tiles.permute(0, 3, 1, 2)).cpu().numpy()
-    progress.advance(len(tiles), data_s=data_s)
-    return features
-
-
-def _attributes(card: Card, source: TileSource) -> dict[str, str | int | float]:
-    """What travels with embeddings: who made them, of tiles of which size and scale (NaN where unknown)."""
-    mpp = float("nan") if source.mpp is None else source.mpp
-    return {"encoder": card.fingerprint, "method": card.method, "tile_px": source.tile_px, "mpp": mpp}

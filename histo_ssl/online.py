@@ -14,7 +14,7 @@ from histo_ssl.config.plan import Plan
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.sources import open_source
-from histo_ssl.embeddings import EmbeddingSet
+from histo_ssl.embed import known_of
 from histo_ssl.encode import Card, Encoder, save_encoder
 from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import fingerprint, write_json
@@ -65,6 +65,7 @@ def online_scores(
     )
     around = Surroundings(
         source=source,
+        loading=data.loading,
         mean=data.views.mean,
         std=data.views.std,
         views=partial(_views, data) if data.views.n_views > 1 else None,
@@ -77,16 +78,12 @@ def online_scores(
 
 
 def _tiles(plan: Plan, source: TileSource, *, card: Card, spec: OnlineSpec) -> ChosenTiles:
-    table = source.table()
-    texts = {name: table[name].to_numpy(dtype=str) for name in ("slide", "patient", "site", "split", "label")}
-    nothing = np.zeros((len(table), 0), np.float32)
-    tiles = EmbeddingSet(features=nothing, coords=source.coords(), **texts)
-    row = np.flatnonzero(tiles.label != "")
-    if not len(row):
+    tiles = known_of(source.table(), features=np.zeros((len(source), 0), np.float32)).labelled()
+    if not len(tiles):
         raise ValueError("the task's data have no labelled tile")
     Encoder(nn.Identity(), card).check_scale(source.mpp, any_mpp=plan.cfg.embedding.any_mpp)
-    split = instantiate(plan.group("task.protocol")).split(tiles.labelled())
-    return choose_tiles(tiles.labelled(), split, row=row, spec=spec.draw)
+    split = instantiate(plan.group("task.protocol")).split(tiles)
+    return choose_tiles(tiles, split, spec=spec.draw)
 
 
 def _views(data: TileDataModule, tiles: Tensor, rows: Tensor) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """The stages: each reads what earlier ones wrote, and writes one folder named by what it depends on."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import pandas as pd
-import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
@@ -22,24 +19,20 @@ from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
-from histo_ssl.encode import Card, Encoder, embed_tiles, load_embeddings, load_encoder
-from histo_ssl.export import ENCODER, card_of_trained, export, freeze
+from histo_ssl.embed import Embedding, embed_tiles
+from histo_ssl.encode import Encoder
+from histo_ssl.export import card_of_trained, export, freeze
 from histo_ssl.folders import artifacts
-from histo_ssl.folders.artifacts import Counts, fingerprint, write_json, write_text
-from histo_ssl.folders.cells import csv_text
+from histo_ssl.folders.artifacts import Counts, finished
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.online import online_scores
 from histo_ssl.parallel import ranks
 from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
-from histo_ssl.tasks.base import TaskResult
-from histo_ssl.tasks.chosen import flattery
-from histo_ssl.tasks.floors import ColorStatistics
+from histo_ssl.scoring import score, subjects_of
 from histo_ssl.training.fit import METRICS, Limits, Recording, device_for, precision_for, prepare, train
 
 log = logging.getLogger(__name__)
-
-RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
 
 
 def run(plan: Plan) -> None:
@@ -73,15 +66,15 @@ def pretrain(plan: Plan) -> None:
     if plan.is_frozen:
         build, config = partial(freeze, plan), plan.pretrain_config
     else:
-        _need(plan.tile_folder, stage="tile")
+        finished(plan.tile_folder, stage="tile")
         build, config = partial(_pretrain, plan), {**plan.tile_config, **plan.pretrain_config}
     artifacts.complete(plan.pretrain_folder, build=build, label="pretrain", config=config)
 
 
 def embed(plan: Plan) -> None:
     """Embed the task's tiles with the encoder, and with the floors that its scores stand beside."""
-    source = open_source(_need(plan.task_tile_folder, stage="tile"))
-    for subject, encoder in _subjects(plan, source).items():
+    source = open_source(finished(plan.task_tile_folder, stage="tile"))
+    for subject, encoder in subjects_of(plan, source).items():
         folder = plan.embedding_folder(encoder.card.fingerprint)
         config = {"encoder": asdict(encoder.card), **plan.task_tile_config}
         build = partial(_embed, plan, encoder, source)
@@ -92,7 +85,7 @@ def evaluate(plan: Plan) -> None:
     """Score the embeddings by the task's protocol, and those of the floors; new scores go to the logger."""
     config, folder = plan.result_config, plan.result_folder
     is_new = not artifacts.is_done(folder)
-    artifacts.complete(folder, build=partial(_evaluate, plan), label="evaluate", config=config)
+    artifacts.complete(folder, build=partial(score, plan), label="evaluate", config=config)
     if is_new and plan.choices["logger"] != "none":
         from histo_ssl.report.wandb import log_results  # noqa: PLC0415 (starts W&B, which not all want)
 
@@ -200,98 +193,14 @@ def _datamodule(plan: Plan) -> TileDataModule:
     )
 
 
-def _subjects(plan: Plan, source: TileSource) -> dict[str, Encoder]:
-    """Who is scored: the encoder, and its floors, colour alone and the same backbone with random weights."""
-    trained = load_encoder(_need(plan.pretrain_folder, stage="pretrain") / ENCODER)
-    return {"encoder": trained, "colour": _colour(source), "random": _random(plan, trained.card)}
-
-
-def _colour(source: TileSource) -> Encoder:
-    statistics = ColorStatistics()
-    card = Card(
-        architecture={"_target_": "histo_ssl.tasks.floors.ColorStatistics"},
-        dim=statistics.num_features,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        tile_px=source.tile_px,
-        mpp=None,
-        method="colour",
-        fingerprint=fingerprint({"floor": "colour", "dim": statistics.num_features}),
-    )
-    return Encoder(statistics, card)
-
-
-def _random(plan: Plan, card: Card) -> Encoder:
-    """The encoder's own architecture and inputs, with weights that have learnt nothing."""
-    values = {**asdict(card), "method": "random", "chosen_on": ()}
-    made_of = {
-        "floor": "random",
-        "seed": plan.cfg.seed,
-        **{k: v for k, v in values.items() if k != "fingerprint"},
-    }
-    torch.manual_seed(plan.cfg.seed)
-    backbone = instantiate(plan.group("backbone"))()
-    return Encoder(backbone, Card(**{**values, "fingerprint": fingerprint(made_of)}))
-
-
 def _embed(plan: Plan, encoder: Encoder, source: TileSource, folder: Path) -> Counts:
     return embed_tiles(
         encoder.on(device_for(plan.cfg.trainer.accelerator)),
         source,
         folder=folder,
-        batch_size=plan.cfg.embedding.batch_size,
-        loading=Loading(**plan.group("loader")),
-        any_mpp=plan.cfg.embedding.any_mpp,
+        how=Embedding(
+            **plan.group("embedding"),
+            loading=Loading(**plan.group("loader")),
+            max_failed=plan.cfg.max_failed_tiles,
+        ),
     )
-
-
-def _evaluate(plan: Plan, folder: Path) -> Counts:
-    source = open_source(_need(plan.task_tile_folder, stage="tile"))
-    protocol = instantiate(plan.group("task.protocol"))
-    results: dict[str, TaskResult] = {}
-    for subject, encoder in _subjects(plan, source).items():
-        embeddings = _need(plan.embedding_folder(encoder.card.fingerprint), stage="embed")
-        result = protocol.evaluate(load_embeddings(embeddings, source), subject=subject)
-        result.notes += flattery(encoder.card.chosen_on, result.predictions)
-        results[subject] = result
-    write_json(folder / "results.json", _summary(plan, results))
-    tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
-    write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
-    return {"scores": sum(len(result.scores) for result in results.values())}
-
-
-def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
-    """Content of results.json; what all subjects share is taken from the encoder's."""
-    shared = results["encoder"]
-    relative = {
-        "encoder_folder": plan.pretrain_folder.relative_to(plan.runs_dir).as_posix(),
-        "tile_folder": plan.task_tile_folder.relative_to(plan.runs_dir).as_posix(),
-    }
-    return {
-        "schema": RESULTS_SCHEMA,
-        **{group: plan.choices[group] for group in ("method", "backbone", "data", "task")},
-        **relative,
-        "primary": list(shared.primary),
-        "classes": shared.classes,
-        "counts": shared.counts,
-        "notes": shared.notes,
-        "scores": [_defined(asdict(score)) for result in results.values() for score in result.scores],
-        "confusion": {subject: result.confusion for subject, result in results.items()},
-    }
-
-
-def _defined(score: dict[str, Any]) -> dict[str, Any]:
-    """The score with null for NaN, which JSON has no word for."""
-    is_nan = {name: isinstance(value, float) and math.isnan(value) for name, value in score.items()}
-    return {name: None if is_nan[name] else value for name, value in score.items()}
-
-
-def _need(folder: Path, *, stage: str) -> Path:
-    """`folder`, which an earlier stage must have finished.
-
-    Raises:
-        FileNotFoundError: it has not.
-    """
-    if not artifacts.is_done(folder):
-        raise FileNotFoundError(f"{folder}: not finished yet; put '{stage}' before this one in stages=[...]")
-    return folder

@@ -19,17 +19,17 @@ def _set(n: int = 4, **fields: list[str]) -> EmbeddingSet:
     texts = {
         name: np.array(fields.get(name, [""] * n)) for name in ("slide", "patient", "site", "split", "label")
     }
-    return EmbeddingSet(features=FEATURES, coords=COORDS, **texts)
+    return EmbeddingSet(features=FEATURES, coords=COORDS, row=np.arange(4), **texts)
 
 
 def test_a_file_gives_back_the_same_numbers_positions_and_attributes(tmp_path: Path) -> None:
     path = tmp_path / "S1.h5"
     write_embeddings(path, features=FEATURES, coords=COORDS, attributes=ATTRIBUTES)
-    features, coords, attributes = read_embeddings(path)
-    np.testing.assert_array_equal(features, FEATURES)
-    np.testing.assert_array_equal(coords, COORDS)
-    assert attributes == ATTRIBUTES
-    assert {name: type(value) for name, value in attributes.items()} == {
+    stored = read_embeddings(path)
+    np.testing.assert_array_equal(stored.features, FEATURES)
+    np.testing.assert_array_equal(stored.coords, COORDS)
+    assert stored.attributes == ATTRIBUTES
+    assert {name: type(value) for name, value in stored.attributes.items()} == {
         "encoder": str,
         "tile_px": int,
         "mpp": float,
@@ -51,16 +51,25 @@ def test_a_foreign_file_with_half_precision_and_list_attributes_is_read(tmp_path
         file["features"] = FEATURES.astype(np.float16)
         file["coords"] = COORDS[[0, 1, 2, 2]].astype(np.int32)
         file["coords"].attrs.update({"patch_size": 256, "downsample": np.array([1.0, 1.0])})
-    features, coords, attributes = read_embeddings(tmp_path / "S1.h5")
-    assert (features.dtype, coords.dtype) == (np.float32, np.int64)
-    np.testing.assert_array_equal(features, FEATURES.astype(np.float16))
-    assert attributes == {"patch_size": 256}
+        file["unreadable"] = np.array([-7, 10**9])  # whatever another program means by it
+    stored = read_embeddings(tmp_path / "S1.h5")
+    assert (stored.features.dtype, stored.coords.dtype) == (np.float32, np.int64)
+    np.testing.assert_array_equal(stored.features, FEATURES.astype(np.float16))
+    assert stored.attributes == {"patch_size": 256}
+    assert stored.is_row().tolist() == [True] * 4
+
+
+def test_places_of_tiles_that_could_not_be_read_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "S1.h5"
+    write_embeddings(path, features=FEATURES, coords=COORDS, attributes=ATTRIBUTES, unreadable=[1, 4])
+    assert read_embeddings(path).is_row().tolist() == [True, False, True, True, False, True]
 
 
 def test_a_slide_without_tiles_has_embeddings_too(tmp_path: Path) -> None:
     empty = np.zeros((0, 3), np.float32), np.zeros((0, 2), np.int64)
     write_embeddings(tmp_path / "S1.h5", features=empty[0], coords=empty[1], attributes={})
-    assert [array.shape for array in read_embeddings(tmp_path / "S1.h5")[:2]] == [(0, 3), (0, 2)]
+    stored = read_embeddings(tmp_path / "S1.h5")
+    assert (stored.features.shape, stored.coords.shape) == ((0, 3), (0, 2))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -107,7 +116,7 @@ def test_a_subset_keeps_every_field_of_the_same_tiles() -> None:
 
 
 def test_fields_of_different_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="4 features, 4 coords, 3 slide"):
+    with pytest.raises(ValueError, match="4 features, 4 coords, 4 row, 3 slide"):
         _set(slide=["S1", "S1", "S1"])
 
 
@@ -137,13 +146,13 @@ def _read_mutant(path: Path, *, whole: bytes, data: st.DataObject, refusals: lis
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     try:
-        features, coords, attributes = read_embeddings(path)
+        stored = read_embeddings(path)
     except ValueError as error:
         refusals.append(str(error))
         return
-    np.testing.assert_array_equal(features, FEATURES)
-    np.testing.assert_array_equal(coords, COORDS)
-    assert attributes == ATTRIBUTES
+    np.testing.assert_array_equal(stored.features, FEATURES)
+    np.testing.assert_array_equal(stored.coords, COORDS)
+    assert stored.attributes == ATTRIBUTES
 
 
 def test_a_foreign_file_that_claims_more_than_it_can_hold_is_refused(tmp_path: Path) -> None:

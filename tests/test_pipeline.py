@@ -99,7 +99,7 @@ def test_every_tile_is_embedded_once(finished: tuple[Path, Any]) -> None:
     folders = [path for path in (runs / "embeddings").iterdir() if path.is_dir()]
     assert len(folders) == 3
     for folder in folders:
-        counts = {path.stem: len(read_embeddings(path)[0]) for path in folder.glob("*.h5")}
+        counts = {path.stem: len(read_embeddings(path).features) for path in folder.glob("*.h5")}
         assert counts == status["n_tiles"].to_dict()
 
 

@@ -1,10 +1,12 @@
 """Frozen methods go the same way as the others: an encoder with its card, embeddings, scores."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -18,8 +20,11 @@ from histo_ssl import stages
 from histo_ssl.config.plan import Plan
 from histo_ssl.config.preflight import prepared
 from histo_ssl.data.sources import open_source
-from histo_ssl.encode import load_embeddings, load_encoder
+from histo_ssl.embed import load_embeddings
+from histo_ssl.encode import load_encoder
+from histo_ssl.export import ENCODER
 from histo_ssl.folders.artifacts import counts, is_done, read_json
+from histo_ssl.scoring import subjects_of
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +59,7 @@ def tiles() -> torch.Tensor:
 
 def embedded(plan: Plan, tiles: torch.Tensor) -> torch.Tensor:
     """What the encoder in the plan's folder makes of tiles."""
-    return load_encoder(plan.pretrain_folder / stages.ENCODER)(tiles)
+    return load_encoder(plan.pretrain_folder / ENCODER)(tiles)
 
 
 def test_random_weights_score_exactly_as_their_floor(planned: Callable[..., Plan]) -> None:
@@ -63,7 +68,7 @@ def test_random_weights_score_exactly_as_their_floor(planned: Callable[..., Plan
     source = open_source(plan.task_tile_folder)
     features = [
         load_embeddings(plan.embedding_folder(encoder.card.fingerprint), source).features
-        for subject, encoder in stages._subjects(plan, source).items()
+        for subject, encoder in subjects_of(plan, source).items()
         if subject != "colour"
     ]
     np.testing.assert_array_equal(*features)
@@ -122,7 +127,7 @@ def test_a_repository_s_model_is_exported_with_all_that_it_needs(
     save_file(theirs.state_dict(), folder / "model.safetensors")
     plan = planned("method=checkpoint", f"method.path=local-dir:{folder}", "backbone=hub")
     stages.run(plan)
-    exported = load_encoder(plan.pretrain_folder / stages.ENCODER)
+    exported = load_encoder(plan.pretrain_folder / ENCODER)
     mean, std = (torch.tensor(facts[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         expected = theirs((tiles / 255 - mean) / std)
@@ -164,3 +169,25 @@ def test_weights_that_are_out_of_reach_leave_no_finished_folder(planned: Callabl
     with pytest.raises(InstantiationException, match=r"hf download timm/resnet50\.tv_in1k"):
         stages.run(plan)
     assert not is_done(plan.pretrain_folder)
+
+
+def test_all_are_scored_on_the_tiles_that_each_could_read_and_the_lost_ones_are_told_of(
+    planned: Callable[..., Plan], tmp_path: Path
+) -> None:
+    overrides = ("method=random", *VIT, "max_failed_tiles=0.1")
+    plan = planned(*overrides, "stages=[tile,pretrain,embed]")
+    stages.run(plan)
+    source = open_source(plan.task_tile_folder)
+    colour = subjects_of(plan, source)["colour"].card.fingerprint
+    shutil.rmtree(plan.embedding_folder(colour))
+    path = tmp_path / "images" / "A" / "004.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes(len(whole) - 100))  # the same size, torn after the others were read
+    stages.run(planned(*overrides))
+    results = read_json(plan.result_folder / "results.json")
+    assert "1 of 24 tiles could not be read and have no part in the scores" in results["notes"]
+    assert results["counts"]["n_train"] + results["counts"]["n_test"] == 23
+    predictions = pd.read_csv(plan.result_folder / "predictions.csv")
+    tested = {subject: set(found["slide"]) for subject, found in predictions.groupby("subject")}
+    assert tested["encoder"] == tested["colour"] == tested["random"]
+    assert not any("004" in slide for slide in tested["encoder"])

@@ -53,7 +53,10 @@ class TileSource(Protocol):
         """Runs of tiles that together are all tiles, in order."""
 
     def table(self) -> pd.DataFrame:
-        """One row per tile, in order: slide, x, y (level-0 px), patient, site, split, label ("" for none)."""
+        """One row per tile, in order: slide, x, y (level-0 px), patient, site, split, label ("" for none).
+
+        And `version`: what is known of the content of its file, another one when that changes.
+        """
 
 
 class DataSet(Protocol):

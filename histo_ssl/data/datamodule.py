@@ -6,26 +6,20 @@ read their share of a step's tiles see together what one rank would have seen.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading, TileLoader
+from histo_ssl.data.reading import Batch, ReplacedTiles, Wanted
 from histo_ssl.views.compose import Views
-
-Batch = dict[str, Any]
-Wanted = tuple[int, int]  # number of a tile in its source, epoch it is wanted for
-
-N_REPLACEMENTS = 5  # tried in place of a tile: if they all fail, it is not the tile
-REPLACING = 1  # a third word in the seed, so that no epoch's shuffling draws the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,53 +52,6 @@ class StepSampler(Sampler[list[Wanted]]):
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
-
-
-@dataclass(frozen=True)
-class Tiles(Dataset[Any]):
-    """Reads a whole batch of tiles at once, in a worker."""
-
-    source: TileSource
-
-    def __getitems__(self, wanted: list[Wanted]) -> Batch:
-        """Tiles (B, S, S, 3) uint8 with their ids (B,) and epochs (B,)."""
-        tiles = np.stack([self.source.read(row) for row, _ in wanted])
-        ids, epochs = torch.tensor(wanted).unbind(dim=1)
-        return {"tiles": torch.from_numpy(tiles), "ids": ids, "epoch": epochs}
-
-
-@dataclass(frozen=True)
-class ReplacedTiles(Dataset[Any]):
-    """As `Tiles`, for training: a tile that can't be read is replaced by another one, and named."""
-
-    source: TileSource
-    rows: NDArray[np.int64]  # numbers of the tiles that may take its place
-    seed: int
-
-    def __getitems__(self, wanted: list[Wanted]) -> Batch:
-        """As of `Tiles`, with the ids of the tiles that were read, and under `failed` why others were not."""
-        failed: dict[int, str] = {}
-        tiles, ids = zip(*(self._read(row, failed) for row, _ in wanted), strict=True)
-        epochs = torch.tensor([epoch for _, epoch in wanted])
-        return {
-            "tiles": torch.from_numpy(np.stack(tiles)),
-            "ids": torch.tensor(ids),
-            "epoch": epochs,
-            "failed": failed,
-        }
-
-    def _read(self, row: int, failed: dict[int, str]) -> tuple[NDArray[np.uint8], int]:
-        for candidate in (row, *self.replacements(row)):
-            try:
-                return self.source.read(candidate), candidate
-            except (ValueError, OSError) as error:
-                failed[candidate] = str(error)
-        raise ValueError(f"{failed[row]}; and {N_REPLACEMENTS} other tiles tried in its place fail, too")
-
-    def replacements(self, row: int) -> list[int]:
-        """The tiles to try in place of a tile, in order: a pure function of its number and the seed."""
-        draws = np.random.default_rng([self.seed, row, REPLACING])
-        return [int(other) for other in draws.choice(self.rows, size=N_REPLACEMENTS)]
 
 
 class StreamLoader(TileLoader):
@@ -188,8 +135,11 @@ class TileDataModule(LightningDataModule):
         return self.epochs * self.steps_per_epoch
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """Tiles as training reads them, in its first epoch."""
-        return self.tiles.__getitems__([(int(row), 0) for row in rows])
+        """Tiles as training reads them, in its first epoch; by one worker, if training has any."""
+        wanted = [[(int(row), 0) for row in rows]]
+        one = replace(self.loading, n_workers=min(1, self.loading.n_workers))
+        batch: Batch = next(iter(TileLoader(self.tiles, wanted, one)))
+        return batch
 
     def train_dataloader(self) -> StreamLoader:
         """Batches from the trainer's current step to the last."""

@@ -162,6 +162,7 @@ class ImageTiles:
                 "site": "",
                 "split": images["split"],
                 "label": images["label"],
+                "version": images["n_bytes"] if self._n_bytes is not None else "",
             }
         )
 

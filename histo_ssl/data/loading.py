@@ -71,7 +71,13 @@ class TileLoader(DataLoader[Any]):
 
     def __init__(self, tiles: Dataset[Any], wanted: Any, loading: Loading) -> None:
         """Read, for every list of `wanted`, what `tiles` makes of it: a whole batch."""
-        super().__init__(tiles, batch_sampler=wanted, collate_fn=as_it_is, **loading.arguments())
+        super().__init__(
+            tiles,
+            batch_sampler=wanted,
+            collate_fn=as_it_is,
+            generator=torch.Generator(),  # its workers' seeds would be drawn from the training's numbers
+            **loading.arguments(),
+        )
         self.loading = loading
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -164,4 +164,5 @@ class SlideTiles:
         labels = "" if self._labels is None else self._classes[self._labels]
         xy = self.coords()
         known = {name: slides[column] for name, column in columns.items()}
-        return pd.DataFrame({**known, "x": xy[:, 0], "y": xy[:, 1], "label": labels})
+        version = slides["digest"].where(slides["digest"] != "", slides["n_bytes"].astype(str))
+        return pd.DataFrame({**known, "x": xy[:, 0], "y": xy[:, 1], "label": labels, "version": version})

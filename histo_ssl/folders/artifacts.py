@@ -160,6 +160,17 @@ def is_done(folder: Path) -> bool:
         return False
 
 
+def finished(folder: Path, *, stage: str) -> Path:
+    """`folder`, which an earlier stage must have finished.
+
+    Raises:
+        FileNotFoundError: it has not.
+    """
+    if not is_done(folder):
+        raise FileNotFoundError(f"{folder}: not finished yet; put '{stage}' before this one in stages=[...]")
+    return folder
+
+
 def counts(folder: Path) -> dict[str, int]:
     """What the work in a finished folder counted, such as `{"slides": 12, "tiles": 2710}`."""
     return dict(read_json(folder / DONE)["counts"])

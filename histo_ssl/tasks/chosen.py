@@ -4,7 +4,7 @@ The best encoder is chosen by them, and what is chosen on a test flatters the sc
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -58,14 +58,24 @@ class ChosenTiles:
     def __len__(self) -> int:
         return len(self.row)
 
+    @property
+    def can_tell(self) -> bool:
+        """Whether they can be scored: some are known, and those asked for are of two classes or more."""
+        n_asked_classes = len(np.unique(self.class_of[: self.n_asked]))
+        return n_asked_classes > 1 and len(self) > self.n_asked
 
-def choose_tiles(tiles: EmbeddingSet, split: Split, *, row: Ints, spec: DrawSpec) -> ChosenTiles:
+    def subset(self, mask: Mask) -> "ChosenTiles":
+        """Those where `mask` (N,) is true, in their order."""
+        kept = {name: getattr(self, name)[mask] for name in ("row", "class_of", "group")}
+        return replace(self, **kept, n_asked=int(mask[: self.n_asked].sum()))
+
+
+def choose_tiles(tiles: EmbeddingSet, split: Split, *, spec: DrawSpec) -> ChosenTiles:
     """A bounded draw of labelled tiles; those asked for and those known share no patient.
 
     Args:
         tiles: all labelled tiles, whatever their features. Those of the split `valid`, if any, are asked for.
         split: the task's own division of them.
-        row: their numbers in the source.
         spec: how many.
 
     Raises:
@@ -85,7 +95,7 @@ def choose_tiles(tiles: EmbeddingSet, split: Split, *, row: Ints, spec: DrawSpec
     chosen_asked, chosen_known = _some(asked, spec.n_asked, rng), _some(known, spec.n_known, rng)
     chosen = np.concatenate([chosen_asked, chosen_known])
     return ChosenTiles(
-        row=row[chosen],
+        row=tiles.row[chosen],
         class_of=np.searchsorted(classes, tiles.label[chosen]),
         group=split.group[chosen],
         n_asked=len(chosen_asked),

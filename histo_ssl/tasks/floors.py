@@ -9,6 +9,10 @@ Letters: B tiles, s side in px, L levels of intensity, Q quantiles, H bins, D st
 import torch
 from torch import Tensor, nn
 
+from histo_ssl.data.base import TileSource
+from histo_ssl.encode import Card, Encoder
+from histo_ssl.folders.artifacts import fingerprint
+
 LEVELS = 256  # of an 8-bit channel
 
 # A definition, not a setting: with these a standardised logistic regression on PatchCamelyon (5,000 tiles for
@@ -40,6 +44,22 @@ class ColorStatistics(nn.Module):
         return torch.cat(
             (mean_B3, variance_B3.sqrt(), quantile_B3Q.flatten(1), bin_B3H.flatten(1)), dim=1
         ).float()
+
+
+def colour_floor(source: TileSource) -> Encoder:
+    """`ColorStatistics` as an encoder of a source's tiles, fed with plain RGB in 0-1."""
+    statistics = ColorStatistics()
+    card = Card(
+        architecture={"_target_": "histo_ssl.tasks.floors.ColorStatistics"},
+        dim=statistics.num_features,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        tile_px=source.tile_px,
+        mpp=None,
+        method="colour",
+        fingerprint=fingerprint({"floor": "colour", "dim": statistics.num_features}),
+    )
+    return Encoder(statistics, card)
 
 
 def _histogram(rgb_B3ss: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Neither weights nor the random numbers of the training are touched: the losses a
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histo_ssl.data.base import TileSource
-from histo_ssl.parallel.distributed import gather, rank, world_size
+from histo_ssl.data.loading import Loading
+from histo_ssl.data.reading import read_tiles
+from histo_ssl.parallel.distributed import gather, gather_objects, rank, world_size
 from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec
 from histo_ssl.tasks.cloud import alignment
 from histo_ssl.tasks.metrics import auc, mean_over_defined
 from histo_ssl.tasks.tiles import Lesson, TileProtocol
+
+log = logging.getLogger(__name__)
 
 MakeViews = Callable[[Tensor, Tensor], list[Tensor]]  # from tiles (B, 3, S, S) and their numbers (B,)
 Measure = Callable[[Tensor], Tensor]  # from embeddings (N, D) to a number
@@ -68,6 +73,7 @@ class Surroundings:
 
     Args:
         source: reads the tiles.
+        loading: how they are read.
         mean: subtracted from RGB in 0-1.
         std: divides it afterwards.
         views: makes the views that the method trains on; None where it has fewer than two.
@@ -78,6 +84,7 @@ class Surroundings:
     """
 
     source: TileSource
+    loading: Loading
     mean: tuple[float, ...]
     std: tuple[float, ...]
     views: MakeViews | None
@@ -101,6 +108,7 @@ class OnlineScores(Callback):
         """Score a training `times` times."""
         self.spec, self.tiles, self.around, self.times = spec, tiles, around, times
         self.n_pairs = min(spec.n_pairs, tiles.n_asked) if around.views else 0
+        self.is_read = np.ones(len(tiles), dtype=bool)
         self.best_auc = -1.0
         self._done_at = -1
         self._row = self._pixels = torch.zeros(0)
@@ -117,9 +125,25 @@ class OnlineScores(Callback):
         """Read this rank's share of the tiles, once: they stay in memory as 8-bit pixels."""
         place = np.arange(_share(len(self.tiles))) * world_size() + rank()
         # the last ranks repeat the last tile, so that all shares are equal
-        self._row = torch.from_numpy(self.tiles.row[np.minimum(place, len(self.tiles) - 1)])
-        pixels = np.stack([self.around.source.read(int(row)) for row in self._row])
-        self._pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        row = self.tiles.row[np.minimum(place, len(self.tiles) - 1)]
+        pixels, failed = read_tiles(self.around.source, row, loading=self.around.loading)
+        self._row, self._pixels = torch.from_numpy(row), torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        self._leave_out({row: reason for part in gather_objects(failed) for row, reason in part.items()})
+
+    def _leave_out(self, failed: Mapping[int, str]) -> None:
+        """Do without the tiles that no rank could read; without scores where too few are left."""
+        self.is_read = ~np.isin(self.tiles.row, list(failed))
+        if not failed:
+            return
+        goes_on = self.tiles.subset(self.is_read).can_tell
+        log.warning(
+            "online: %d of %d tiles can't be read, %s; the first: %s",
+            len(failed),
+            len(self.tiles),
+            "they are left out" if goes_on else "too many to score this training",
+            next(iter(failed.values())),
+        )
+        self.times = self.times if goes_on else 0
 
     def on_train_batch_end(
         self,
@@ -147,22 +171,27 @@ class OnlineScores(Callback):
             encoder(self._clean(tiles, device).to(_dtype(encoder)))
             for _, tiles in self._batches(len(self._row))
         )
-        z_ND = _together(clean, n=len(self.tiles))
-        views = [_together(z, n=self.n_pairs) for z in self._embedded_views(encoder, device)]
+        is_read = torch.from_numpy(self.is_read)
+        z_ND = _together(clean, n=len(self.tiles)).cpu()[is_read]
+        views = [
+            _together(z, n=self.n_pairs).cpu()[is_read[: self.n_pairs]]
+            for z in self._embedded_views(encoder, device)
+        ]
         if rank() > 0:
             return {}
-        asked = z_ND[: self.tiles.n_asked]
+        tiles = self.tiles.subset(self.is_read)
+        asked = z_ND[: tiles.n_asked]
         measured = {f"online_{name}": float(measure(asked)) for name, measure in self.around.measures.items()}
-        aligned = {"online_alignment": float(alignment(*views))} if views else {}
-        return self._neighbours(z_ND.cpu().numpy()) | measured | aligned
+        aligned = {"online_alignment": float(alignment(*views))} if views and len(views[0]) else {}
+        return self._neighbours(z_ND.numpy(), tiles) | measured | aligned
 
-    def _neighbours(self, z_ND: NDArray[np.float32]) -> Scores:
-        n, truth = self.tiles.n_asked, self.tiles.class_of
+    def _neighbours(self, z_ND: NDArray[np.float32], tiles: ChosenTiles) -> Scores:
+        n, truth = tiles.n_asked, tiles.class_of
         lesson = Lesson(
             features_ND=z_ND[n:],
             class_N=truth[n:],
-            group_N=self.tiles.group[n:],
-            n_classes=self.tiles.n_classes,
+            group_N=tiles.group[n:],
+            n_classes=tiles.n_classes,
         )
         score_MC, _ = self.spec.protocol.classify(lesson, z_ND[:n])
         equal_1M = np.ones((1, n))

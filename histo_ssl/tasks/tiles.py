@@ -71,14 +71,13 @@ class TileTask:
         Raises:
             ValueError: there is only one class, the test has a class that train lacks, or the split leaks.
         """
-        row = np.flatnonzero(embeddings.label != "")
-        if not len(row):
-            return self._nothing()
         labelled = embeddings.labelled()
+        if not len(labelled):
+            return self._nothing()
         split = self.split(labelled)
         classes = _classes(labelled.label, split)
         predictions, notes = self._predictions(labelled, split, classes=classes)
-        tiles = _table(labelled.subset(split.test)).assign(tile=row[split.test], subject=subject)
+        tiles = _table(labelled.subset(split.test)).assign(subject=subject)
         return TaskResult(
             scores=[
                 score for name, found in predictions.items() for score in self._scores(found, subject, name)
@@ -169,7 +168,14 @@ def _counts(split: Split) -> dict[str, int]:
 def _table(tiles: EmbeddingSet) -> pd.DataFrame:
     x, y = tiles.coords.T
     return pd.DataFrame(
-        {"slide": tiles.slide, "x": x, "y": y, "patient": tiles.patient, "label": tiles.label}
+        {
+            "slide": tiles.slide,
+            "x": x,
+            "y": y,
+            "patient": tiles.patient,
+            "label": tiles.label,
+            "tile": tiles.row,
+        }
     )
 
 

@@ -28,6 +28,7 @@ def _tiles(
     return EmbeddingSet(
         features=np.zeros((n, 2), np.float32) if features is None else features.astype(np.float32),
         coords=np.stack([np.arange(n), 2 * np.arange(n)], axis=1),
+        row=np.arange(n),
         label=np.array(label, dtype=str),
         **texts,
     )

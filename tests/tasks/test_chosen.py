@@ -1,6 +1,7 @@
 """What is looked at before the test holds nothing of the test."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ SPEC = {"n_known": 1000, "n_asked": 500, "asked_share": 0.3, "seed": 0}
 def choose(tiles: EmbeddingSet, *, task_seed: int = 0, **changes: float) -> ChosenTiles:
     split = split_tiles(tiles, test_share=0.3, seed=task_seed)
     spec = DrawSpec(**(SPEC | changes))
-    return choose_tiles(tiles, split, row=100 + np.arange(len(tiles)), spec=spec)
+    return choose_tiles(replace(tiles, row=100 + np.arange(len(tiles))), split, spec=spec)
 
 
 @pytest.fixture

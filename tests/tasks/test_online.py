@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histo_ssl.data.base import TileSource
@@ -32,6 +33,7 @@ N_TILES, N_ASKED, N_STEPS = 17, 6, 8
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.3, 0.2)
 KNN = Knn(k=3, metric="cosine", weighting="softmax", temperature=0.07, chunk_rows=4)
 DRAW = DrawSpec(n_known=100, n_asked=100, asked_share=0.3, seed=0)
+LOADING = Loading(n_workers=0, start_method="fork", timeout_s=0)
 SPEC = OnlineSpec(draw=DRAW, n_pairs=4, times=4, budget=1.0, batch_size=5, protocol=KNN)
 
 
@@ -40,7 +42,9 @@ def chosen() -> ChosenTiles:
     return ChosenTiles(row=row, class_of=row % 2, group=row, n_asked=N_ASKED, n_classes=2, names=[])
 
 
-def scores(source: TileSource, folder: Path, *, views: Any = None, keep: Any = None) -> OnlineScores:
+def scores(
+    source: TileSource, folder: Path, *, views: Any = None, keep: Any = None, tiles: ChosenTiles | None = None
+) -> OnlineScores:
     def write(encoder: nn.Module, line: dict[str, float]) -> None:
         torch.save(encoder.state_dict(), folder / "best.pt")
         with (folder / "kept.jsonl").open("a") as file:
@@ -48,6 +52,7 @@ def scores(source: TileSource, folder: Path, *, views: Any = None, keep: Any = N
 
     around = Surroundings(
         source=source,
+        loading=LOADING,
         mean=MEAN,
         std=STD,
         views=views,
@@ -56,7 +61,7 @@ def scores(source: TileSource, folder: Path, *, views: Any = None, keep: Any = N
         best=folder / "best.pt",
         keep=keep or write,
     )
-    return OnlineScores(SPEC, chosen(), around, times=SPEC.times)
+    return OnlineScores(SPEC, tiles or chosen(), around, times=SPEC.times)
 
 
 class StopAfter(Callback):
@@ -88,7 +93,7 @@ def run(
             epochs=2,
             accumulate=1,
             seed=0,
-            loading=Loading(n_workers=0, start_method="fork", timeout_s=0),
+            loading=LOADING,
         )
         module: SSLMethod = instantiate(tiny_dino, _convert_="all")
         make_views = lambda tiles, ids: views(tiles, ids=ids, epoch=0, seed=0)  # noqa: E731
@@ -237,14 +242,17 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def one_of_ranks(number: int, n_ranks: int, port: int, folder: str, source: Any) -> None:
+def one_of_ranks(
+    number: int, n_ranks: int, port: int, folder: str, source: Any, tiles: ChosenTiles | None = None
+) -> None:
     """Scores of an untrained encoder, as one of several ranks finds them."""
     torch.set_num_threads(1)
     if n_ranks > 1:
         address = f"tcp://127.0.0.1:{port}"
         dist.init_process_group("gloo", init_method=address, rank=number, world_size=n_ranks)
     torch.manual_seed(0)
-    online = scores(source, Path(folder), views=lambda tiles, ids: [tiles / 255, (tiles / 255).flip(2)])
+    views = lambda tiles, ids: [tiles / 255, (tiles / 255).flip(2)]  # noqa: E731
+    online = scores(source, Path(folder), views=views, tiles=tiles)
     encoder = Mean()
     online.on_train_start(None, None)  # type: ignore[arg-type]
     with evaluating(encoder):
@@ -266,3 +274,47 @@ def test_two_ranks_find_what_one_finds_though_17_tiles_cannot_be_shared_equally(
     names = ("knn_auc", "knn_accuracy", "uniformity", "feature_sd", "alignment")
     assert set(whole) == {f"online_{name}" for name in names}
     assert first == pytest.approx(whole, abs=1e-7)
+
+
+def torn(source: TileSource, tiles: ChosenTiles, places: list[int]) -> NDArray[np.bool_]:
+    """Cut the files of some chosen tiles short; which of them are whole."""
+    for row in tiles.row[places]:
+        path = Path(source.images["path"][row])
+        path.write_bytes(path.read_bytes()[:100])
+    is_whole = np.ones(len(tiles), dtype=bool)
+    is_whole[places] = False
+    return is_whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_tiles_that_cannot_be_read_are_left_out_on_all_ranks(
+    image_source: Callable[[int], TileSource], tmp_path: Path, n_ranks: int
+) -> None:
+    source, tiles = image_source(N_TILES), chosen()
+    (tmp_path / "whole").mkdir()
+    places = [1, N_ASKED + 2, N_TILES - 1]  # asked and paired; known; the one that the last rank repeats
+    without = tiles.subset(~np.isin(np.arange(N_TILES), places))
+    # three of the four pairs are whole: the fourth asked tile would take the place of the second
+    one_of_ranks(0, 1, 0, str(tmp_path / "whole"), source, without)
+    torn(source, tiles, places)
+    if n_ranks == 1:
+        one_of_ranks(0, 1, 0, str(tmp_path), source)
+    else:
+        mp.spawn(one_of_ranks, args=(2, free_port(), str(tmp_path), source), nprocs=2)
+    found, expected = torch.load(tmp_path / f"{n_ranks}-0.pt"), torch.load(tmp_path / "whole" / "1-0.pt")
+    assert found.pop("online_alignment") != pytest.approx(expected.pop("online_alignment"), abs=1e-7)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_where_too_few_tiles_can_be_read_the_training_goes_on_without_scores(
+    image_source: Callable[[int], TileSource], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, tiles = image_source(N_TILES), chosen()
+    is_whole = torn(source, tiles, np.flatnonzero(tiles.class_of[:N_ASKED] == 0).tolist())
+    online = scores(source, tmp_path)
+    online.on_train_start(None, None)  # type: ignore[arg-type]
+    n_torn = int((~is_whole).sum())
+    assert online.times == 0
+    assert f"{n_torn} of {N_TILES} tiles can't be read, too many to score this training" in caplog.text
+    assert is_due(N_STEPS, total=N_STEPS, times=0) is False

@@ -144,6 +144,7 @@ def test_where_only_the_test_is_named_the_rest_is_there_to_learn_from() -> None:
     tiles = EmbeddingSet(
         features=np.zeros((4, 2), np.float32),
         coords=np.zeros((4, 2), np.int64),
+        row=np.arange(4),
         slide=names,
         patient=names,
         site=names,
@@ -178,6 +179,7 @@ def test_whatever_is_known_of_tiles_no_group_is_on_both_sides_or_the_data_are_re
     data = EmbeddingSet(
         features=np.zeros((n, 1), np.float32),
         coords=np.zeros((n, 2), np.int64),
+        row=np.arange(n),
         **{"slide": slide, "patient": patient, "site": np.full(n, ""), "split": split, "label": label},
     )
     try:

@@ -1,0 +1,117 @@
+"""What the stages `embed` and `evaluate` do: who is scored, on which tiles, and what is written of it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+
+from histo_ssl.config.plan import Plan
+from histo_ssl.data.base import TileSource
+from histo_ssl.data.sources import open_source
+from histo_ssl.embed import load_embeddings
+from histo_ssl.embeddings import UNREADABLE
+from histo_ssl.encode import Card, Encoder, load_encoder
+from histo_ssl.export import ENCODER
+from histo_ssl.folders import artifacts
+from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_json, write_text
+from histo_ssl.folders.cells import csv_text
+from histo_ssl.tasks.base import TaskResult
+from histo_ssl.tasks.chosen import flattery
+from histo_ssl.tasks.floors import colour_floor
+
+RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
+
+
+def subjects_of(plan: Plan, source: TileSource) -> dict[str, Encoder]:
+    """Who is scored: the encoder, and its floors, colour alone and the same backbone with random weights."""
+    trained = load_encoder(finished(plan.pretrain_folder, stage="pretrain") / ENCODER)
+    return {"encoder": trained, "colour": colour_floor(source), "random": _random(plan, trained.card)}
+
+
+def _random(plan: Plan, card: Card) -> Encoder:
+    """The encoder's own architecture and inputs, with weights that have learnt nothing."""
+    values = {**asdict(card), "method": "random", "chosen_on": ()}
+    made_of = {
+        "floor": "random",
+        "seed": plan.cfg.seed,
+        **{k: v for k, v in values.items() if k != "fingerprint"},
+    }
+    torch.manual_seed(plan.cfg.seed)
+    backbone = instantiate(plan.group("backbone"))()
+    return Encoder(backbone, Card(**{**values, "fingerprint": fingerprint(made_of)}))
+
+
+def score(plan: Plan, folder: Path) -> Counts:
+    """Write the scores of the encoder and its floors, all on the same tiles, into `folder`."""
+    source = open_source(finished(plan.task_tile_folder, stage="tile"))
+    subjects = subjects_of(plan, source)
+    folders = {
+        subject: finished(plan.embedding_folder(encoder.card.fingerprint), stage="embed")
+        for subject, encoder in subjects.items()
+    }
+    results = _results(plan, subjects, folders, source)
+    write_json(folder / "results.json", _summary(plan, results))
+    tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
+    write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
+    return {"scores": sum(len(result.scores) for result in results.values())}
+
+
+def _results(
+    plan: Plan, subjects: Mapping[str, Encoder], folders: Mapping[str, Path], source: TileSource
+) -> dict[str, TaskResult]:
+    protocol = instantiate(plan.group("task.protocol"))
+    shared = _shared_rows(folders.values(), source)
+    results: dict[str, TaskResult] = {}
+    for subject, encoder in subjects.items():
+        embeddings = load_embeddings(folders[subject], source)
+        result = protocol.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
+        result.notes += flattery(encoder.card.chosen_on, result.predictions)
+        result.notes += _lost(len(source) - len(shared), len(source))
+        results[subject] = result
+    return results
+
+
+def _shared_rows(folders: Iterable[Path], source: TileSource) -> NDArray[np.int64]:
+    """Tiles that all have embedded, so that all are scored on the same."""
+    rows = np.arange(len(source))
+    for folder in folders:
+        if artifacts.counts(folder).get(UNREADABLE):
+            rows = np.intersect1d(rows, load_embeddings(folder, source).row)
+    return rows
+
+
+def _lost(n_lost: int, n_tiles: int) -> list[str]:
+    return [f"{n_lost} of {n_tiles} tiles could not be read and have no part in the scores"] if n_lost else []
+
+
+def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
+    """Content of results.json; what all subjects share is taken from the encoder's."""
+    shared = results["encoder"]
+    relative = {
+        "encoder_folder": plan.pretrain_folder.relative_to(plan.runs_dir).as_posix(),
+        "tile_folder": plan.task_tile_folder.relative_to(plan.runs_dir).as_posix(),
+    }
+    return {
+        "schema": RESULTS_SCHEMA,
+        **{group: plan.choices[group] for group in ("method", "backbone", "data", "task")},
+        **relative,
+        "primary": list(shared.primary),
+        "classes": shared.classes,
+        "counts": shared.counts,
+        "notes": shared.notes,
+        "scores": [_defined(asdict(score)) for result in results.values() for score in result.scores],
+        "confusion": {subject: result.confusion for subject, result in results.items()},
+    }
+
+
+def _defined(score: dict[str, Any]) -> dict[str, Any]:
+    """The score with null for NaN, which JSON has no word for."""
+    is_nan = {name: isinstance(value, float) and math.isnan(value) for name, value in score.items()}
+    return {name: None if is_nan[name] else value for name, value in score.items()}

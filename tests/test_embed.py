@@ -1,0 +1,131 @@
+"""Embeddings of files are those of a plain forward pass, and those of no other tiles."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from histo_ssl.data.base import TileSource
+from histo_ssl.data.loading import Loading
+from histo_ssl.embed import Embedding, embed_tiles, load_embeddings
+from histo_ssl.embeddings import UNREADABLE
+from histo_ssl.tasks.floors import colour_floor
+
+Source = Callable[[int], TileSource]
+LOADING = Loading(n_workers=0, start_method="fork", timeout_s=0)
+
+
+def _embed(source: TileSource, folder: Path, *, max_failed: float = 0.0) -> dict[str, int]:
+    how = Embedding(batch_size=3, loading=LOADING, any_mpp=False, max_failed=max_failed)
+    return embed_tiles(colour_floor(source), source, folder=folder, how=how)
+
+
+def _tear(source: TileSource, row: int) -> Path:
+    """Cut the file of a tile short."""
+    path = Path(source.images["path"][row])
+    path.write_bytes(path.read_bytes()[:100])
+    return path
+
+
+def test_embeddings_of_files_are_those_of_one_forward_pass(image_source: Source, tmp_path: Path) -> None:
+    source = image_source(7)
+    assert _embed(source, tmp_path) == {"tiles": 7, "files": 1, UNREADABLE: 0}
+    embeddings = load_embeddings(tmp_path, source)
+    tiles = torch.from_numpy(np.stack([source.read(i) for i in range(7)])).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(embeddings.features, colour_floor(source)(tiles).numpy())
+    assert embeddings.row.tolist() == list(range(7))
+    assert embeddings.label.tolist() == source.table()["label"].tolist()
+
+
+def test_embedding_goes_on_where_it_stopped(
+    image_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histo_ssl.data.images.PART_TILES", 2)
+    source = image_source(5)
+    _embed(source, tmp_path)
+    names = [part.name for part in source.parts()]
+    assert [part.stop - part.start for part in source.parts()] == [2, 2, 1]
+    before = {name: (tmp_path / f"{name}.h5").stat().st_mtime_ns for name in names}
+    whole = load_embeddings(tmp_path, source).features
+    (tmp_path / f"{names[1]}.h5").unlink()
+    _embed(source, tmp_path)
+    after = {name: (tmp_path / f"{name}.h5").stat().st_mtime_ns for name in names}
+    assert [before[name] == after[name] for name in names] == [True, False, True]
+    np.testing.assert_array_equal(load_embeddings(tmp_path, source).features, whole)
+
+
+def test_embeddings_of_other_images_are_noticed_although_all_their_positions_are_zero(
+    image_source: Source, tmp_path: Path
+) -> None:
+    source, other = image_source(4), image_source(4)
+    _embed(source, tmp_path)
+    assert len(load_embeddings(tmp_path, source)) == 4
+    assert other.table()["slide"].tolist() == source.table()["slide"].tolist()
+    other.images.loc[1, "path"] = other.images.loc[1, "path"].replace("002", "902")
+    other._paths = source._paths
+    with pytest.raises(ValueError, match="embeddings are of other tiles than the index lists"):
+        load_embeddings(tmp_path, other)
+    _embed(other, tmp_path)  # a file of other tiles, or a torn one, is made again
+    assert len(load_embeddings(tmp_path, other)) == 4
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, -1])
+def test_a_torn_file_of_embeddings_is_made_again(image_source: Source, tmp_path: Path, n_bytes: int) -> None:
+    source = image_source(3)
+    _embed(source, tmp_path)
+    path = tmp_path / f"{source.parts()[0].name}.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:n_bytes])
+    _embed(source, tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_a_tile_that_cannot_be_read_is_left_out_and_told_of(
+    image_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("histo_ssl.data.images.PART_TILES", 4)
+    source = image_source(7)
+    _embed(source, tmp_path / "whole")
+    whole = load_embeddings(tmp_path / "whole", source)
+    torn = [_tear(source, row) for row in (1, 6)]
+    counted = _embed(source, tmp_path / "torn", max_failed=0.3)
+    assert counted == {"tiles": 7, "files": 2, UNREADABLE: 2}
+    left = load_embeddings(tmp_path / "torn", source)
+    assert left.row.tolist() == [0, 2, 3, 4, 5]
+    np.testing.assert_array_equal(left.features, whole.features[left.row])
+    assert left.slide.tolist() == whole.slide[left.row].tolist()
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(told) == 2
+    assert all(str(path) in line for path, line in zip(torn, told, strict=True))
+    assert _embed(source, tmp_path / "torn", max_failed=0.3) == counted  # it was found before, and is no news
+
+
+def test_too_many_tiles_that_cannot_be_read_stop_the_embedding_and_are_named(
+    image_source: Source, tmp_path: Path
+) -> None:
+    source = image_source(7)
+    path = _tear(source, 3)
+    with pytest.raises(
+        ValueError, match=rf"1 of 7 tiles can't be read, .*max_failed_tiles=0\.1 .*{path.name}"
+    ):
+        _embed(source, tmp_path, max_failed=0.1)
+    assert _embed(source, tmp_path, max_failed=1 / 7)[UNREADABLE] == 1
+
+
+def test_no_tile_that_can_be_read_is_no_embedding(image_source: Source, tmp_path: Path) -> None:
+    source = image_source(2)
+    _tear(source, 0), _tear(source, 1)
+    assert _embed(source, tmp_path, max_failed=1.0) == {"tiles": 2, "files": 1, UNREADABLE: 2}
+    assert load_embeddings(tmp_path, source).features.shape == (0, colour_floor(source).card.dim)
+
+
+def test_embeddings_of_an_image_that_was_another_one_under_its_name_are_noticed(
+    image_source: Source, tmp_path: Path
+) -> None:
+    source, other = image_source(4), image_source(4)
+    _embed(source, tmp_path)
+    other.images.loc[2, "n_bytes"] += "0"
+    with pytest.raises(ValueError, match="embeddings are of other tiles than the index lists"):
+        load_embeddings(tmp_path, other)

@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 
 from histo_ssl.config.plan import Plan
 from histo_ssl.data.base import TileSource
+from histo_ssl.data.loading import Loading
 from histo_ssl.data.sources import open_source
+from histo_ssl.data.thumbnails import thumbnails
 from histo_ssl.embed import load_embeddings
 from histo_ssl.embeddings import UNREADABLE
 from histo_ssl.encode import Card, Encoder, load_encoder
 from histo_ssl.export import ENCODER
 from histo_ssl.folders import artifacts
-from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_json, write_text
+from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_image, write_json, write_text
 from histo_ssl.folders.cells import csv_text
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import colour_floor
 
+THUMBNAILS = "thumbnails.png"
 RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
 
 
@@ -58,6 +61,7 @@ def score(plan: Plan, folder: Path) -> Counts:
     }
     results = _results(plan, subjects, folders, source)
     write_json(folder / "results.json", _summary(plan, results))
+    _write_thumbnails(plan, results["encoder"], source, folder)
     tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
     write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
     return {"scores": sum(len(result.scores) for result in results.values())}
@@ -76,6 +80,16 @@ def _results(
         result.notes += _lost(len(source) - len(shared), len(source))
         results[subject] = result
     return results
+
+
+def _write_thumbnails(plan: Plan, result: TaskResult, source: TileSource, folder: Path) -> None:
+    """The pictures of the tiles that a result wants to be shown, in the order of its predictions."""
+    if result.thumbnail_px:
+        rows = result.predictions["tile"].to_numpy(dtype=np.int64)
+        loading = Loading(**plan.group("loader"))
+        write_image(
+            folder / THUMBNAILS, thumbnails(source, rows, side_px=result.thumbnail_px, loading=loading)
+        )
 
 
 def _shared_rows(folders: Iterable[Path], source: TileSource) -> NDArray[np.int64]:
@@ -106,6 +120,7 @@ def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
         "classes": shared.classes,
         "counts": shared.counts,
         "notes": shared.notes,
+        "thumbnail_px": shared.thumbnail_px,
         "scores": [_defined(asdict(score)) for result in results.values() for score in result.scores],
         "confusion": {subject: result.confusion for subject, result in results.items()},
     }

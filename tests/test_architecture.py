@@ -56,6 +56,7 @@ OWNERS = {
     "timm": {f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "hub")},
     "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py"},
+    "umap": {"tasks/umap.py"},
     "safetensors": {"encode.py", "backbones/weights.py"},
 }
 

@@ -46,9 +46,15 @@ def planned(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile).save(path)
     small = ["data=images", f"data.root={tmp_path}/images", "tiling.mpp=0.5", f"runs_dir={tmp_path}/runs"]
-    small += ["training.epochs=1", "training.batch_size=8", "task.protocol.n_bootstrap=10"]
+    small += ["training.epochs=1", "training.batch_size=8"]
     small += ["loader.n_workers=0", "n_processes=1", "trainer=cpu", "logger=none"]
-    return lambda *overrides: prepared(compose(*overrides, *small), known=stages.STAGES)
+    scored = ["task.protocol.n_bootstrap=10"]
+
+    def plan(*overrides: str) -> Plan:
+        own = [] if "task=umap" in overrides else scored
+        return prepared(compose(*overrides, *small, *own), known=stages.STAGES)
+
+    return plan
 
 
 @pytest.fixture
@@ -191,3 +197,17 @@ def test_all_are_scored_on_the_tiles_that_each_could_read_and_the_lost_ones_are_
     tested = {subject: set(found["slide"]) for subject, found in predictions.groupby("subject")}
     assert tested["encoder"] == tested["colour"] == tested["random"]
     assert not any("004" in slide for slide in tested["encoder"])
+
+
+def test_a_map_of_tiles_ends_in_a_page_that_shows_them(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = planned("method=random", *VIT, "task=umap", "task.protocol.max_tiles=10")
+    stages.run(plan)
+    places = pd.read_csv(plan.result_folder / "predictions.csv", keep_default_na=False)
+    shown = places[places["subject"] == "encoder"]
+    assert [len(found) for _, found in places.groupby("subject")] == [10, 10, 10]
+    sheet = np.asarray(Image.open(plan.result_folder / "thumbnails.png").resize((4, 3), Image.Resampling.BOX))
+    for place, slide in enumerate(shown["slide"]):
+        tile = np.asarray(Image.open(tmp_path / "images" / slide)).mean(axis=(0, 1))
+        np.testing.assert_allclose(sheet[place // 4, place % 4], tile, atol=2)
+    page = (tmp_path / "runs" / "report" / f"{plan.result_folder.name}.html").read_text()
+    assert all(slide in page for slide in shown["slide"])

@@ -3,7 +3,7 @@
 B: tiles in a batch; S: side of a tile in px.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +86,15 @@ def read_tiles(
     Raises:
         TimeoutError: a worker hangs in a read. (Without workers nothing can end it.)
     """
-    chunks = [rows[i : i + AT_A_TIME] for i in range(0, len(rows), AT_A_TIME)]
-    wanted = [[(int(row), 0) for row in chunk] for chunk in chunks]
-    batches = list(TileLoader(BlankedTiles(source), wanted, loading))
+    batches = list(batches_of(source, rows, loading=loading))
     failed = {row: reason for batch in batches for row, reason in batch["failed"].items()}
     return np.concatenate([batch["tiles"].numpy() for batch in batches]), failed
+
+
+def batches_of(
+    source: TileSource, rows: Sequence[int] | NDArray[np.int64], *, loading: Loading
+) -> Iterator[Batch]:
+    """The same, some at a time: batches as of `BlankedTiles`."""
+    chunks = [rows[i : i + AT_A_TIME] for i in range(0, len(rows), AT_A_TIME)]
+    wanted = [[(int(row), 0) for row in chunk] for chunk in chunks]
+    return iter(TileLoader(BlankedTiles(source), wanted, loading))

@@ -3,14 +3,16 @@
 import base64
 import time
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from histo_ssl.folders.artifacts import exclusive, sweep, write_text
 from histo_ssl.report import scores
+from histo_ssl.report.maps import for_page
 from histo_ssl.report.plots import Picture
 from histo_ssl.report.runs import read_runs, read_tile_sets
-from histo_ssl.report.sections import run_section, tile_section
+from histo_ssl.report.sections import RunSection, run_section, tile_section
 from histo_ssl.report.tables import csv_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,7 +28,7 @@ def build_report(runs_dir: Path) -> Path:
         The page, `<runs_dir>/report/index.html`.
     """
     runs = read_runs(runs_dir)
-    content = {
+    content: dict[str, Any] = {
         "generated": time.strftime("%Y-%m-%d %H:%M %Z"),
         "folder": runs_dir.resolve().name,
         "headline": scores.headline(runs),
@@ -44,8 +46,19 @@ def build_report(runs_dir: Path) -> Path:
         sweep(report)
         write_text(report / "report.csv", csv_text(runs))
         write_text(report / "report.md", templates.get_template("report.md.j2").render(content))
+        _write_maps(report, content["runs"], templates)
         write_text(report / "index.html", templates.get_template("page.html.j2").render(content))
     return report / "index.html"
+
+
+def _write_maps(report: Path, runs: list[RunSection], templates: jinja2.Environment) -> None:
+    """A page for each map: too large to stand inside the report."""
+    template = templates.get_template("map.html.j2")
+    for result in (result for run in runs for result in run.results):
+        if result.tile_map:
+            content = for_page(result.tile_map)
+            page = template.render(title=result.tile_map.title, content=content, sheet=result.tile_map.sheet)
+            write_text(report / result.map_page, page)
 
 
 def data_uri(picture: Picture) -> str:

@@ -45,6 +45,7 @@ class Result:
     notes: list[str]
     scores: dict[ScoreKey, Estimate]
     confusion: dict[str, dict[str, list[list[int]]]]  # subject -> protocol -> rows: truth, columns: predicted
+    thumbnail_px: int = 0  # side of the tiles' pictures, where the task is a map of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,7 @@ def _result(folder: Path) -> Result:
         notes=content["notes"],
         scores=dict(_score(row) for row in content["scores"]),
         confusion=content["confusion"],
+        thumbnail_px=content.get("thumbnail_px", 0),
     )
 
 

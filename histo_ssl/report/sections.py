@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from histo_ssl.report.maps import TileMap, figures, read_map
 from histo_ssl.report.plots import Picture, curves, photograph
 from histo_ssl.report.runs import Result, Run, TileSet
 from histo_ssl.report.scores import ENCODER, FLOORS, ScoreRow, class_rows, primary_row, score_rows, words
@@ -54,6 +55,9 @@ class ResultSection:
     rows: list[tuple[str, list[ScoreRow]]]  # by protocol
     class_rows: list[tuple[str, list[ScoreRow]]]  # by protocol and metric
     confusions: list[Confusion]
+    tile_map: TileMap | None
+    maps: list[Picture]
+    map_page: str  # beside the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +102,16 @@ def result_section(result: Result) -> ResultSection:
     by_metric = itertools.groupby(
         class_rows(result), key=lambda row: f"{words(row.metric)}, {words(row.protocol)}"
     )
+    tile_map = read_map(result)
     return ResultSection(
         result=result,
         primary=primary_row(result),
         rows=[(title, list(rows)) for title, rows in by_protocol],
         class_rows=[(title, list(rows)) for title, rows in by_metric],
         confusions=sorted(_confusions(result), key=lambda confusion: not confusion.is_primary),
+        tile_map=tile_map,
+        maps=figures(tile_map) if tile_map else [],
+        map_page=f"{result.folder.name}.html" if tile_map else "",
     )
 
 

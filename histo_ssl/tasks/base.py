@@ -36,6 +36,7 @@ class TaskResult:
     notes: list[str]  # sentences that a reader of the scores must know
     counts: dict[str, int]  # n_train, n_test (tiles), n_train_groups, n_test_groups
     primary: tuple[str, str]  # protocol and metric that stand for the task
+    thumbnail_px: int = 0  # side of the pictures that the tiles of `predictions` are to be shown by; 0: none
 
 
 class Task(Protocol):
@@ -46,3 +47,18 @@ class Task(Protocol):
 
     def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
         """Scores of `embeddings`, which belong to `subject` ("encoder", "colour" or "random")."""
+
+
+def table_of(tiles: EmbeddingSet) -> pd.DataFrame:
+    """What is known of each tile, as the first columns of a table of predictions."""
+    x, y = tiles.coords.T
+    return pd.DataFrame(
+        {
+            "slide": tiles.slide,
+            "x": x,
+            "y": y,
+            "patient": tiles.patient,
+            "label": tiles.label,
+            "tile": tiles.row,
+        }
+    )

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
-from histo_ssl.tasks.base import METRICS, Score, TaskResult
+from histo_ssl.tasks.base import METRICS, Score, TaskResult, table_of
 from histo_ssl.tasks.scores import Predictions, cautions, scores_of
 from histo_ssl.tasks.splits import Split, split_tiles
 
@@ -77,7 +77,7 @@ class TileTask:
         split = self.split(labelled)
         classes = _classes(labelled.label, split)
         predictions, notes = self._predictions(labelled, split, classes=classes)
-        tiles = _table(labelled.subset(split.test)).assign(subject=subject)
+        tiles = table_of(labelled.subset(split.test)).assign(subject=subject)
         return TaskResult(
             scores=[
                 score for name, found in predictions.items() for score in self._scores(found, subject, name)
@@ -163,20 +163,6 @@ def _counts(split: Split) -> dict[str, int]:
     parts = {"train": split.train, "test": split.test}
     tiles = {f"n_{name}": int(part.sum()) for name, part in parts.items()}
     return tiles | {f"n_{name}_groups": split.n_groups(part) for name, part in parts.items()}
-
-
-def _table(tiles: EmbeddingSet) -> pd.DataFrame:
-    x, y = tiles.coords.T
-    return pd.DataFrame(
-        {
-            "slide": tiles.slide,
-            "x": x,
-            "y": y,
-            "patient": tiles.patient,
-            "label": tiles.label,
-            "tile": tiles.row,
-        }
-    )
 
 
 def _predicted(predictions: Predictions, tiles: pd.DataFrame, protocol: str) -> pd.DataFrame:

@@ -31,6 +31,7 @@ def build_report(runs_dir: Path) -> Path:
     content: dict[str, Any] = {
         "generated": time.strftime("%Y-%m-%d %H:%M %Z"),
         "folder": runs_dir.resolve().name,
+        "floors": scores.measured_floors(result for run in runs for result in run.results),
         "headline": scores.headline(runs),
         "axis_low": scores.axis_low(
             row for run in runs for row in map(scores.primary_row, run.results) if row

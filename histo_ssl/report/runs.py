@@ -8,13 +8,14 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from histo_ssl.folders.artifacts import PROVENANCE, counts, is_done, read_json
+from histo_ssl.folders.artifacts import CONFIG, PROVENANCE, counts, fingerprint, is_done, read_json
 from histo_ssl.folders.cells import exact
 
+ENCODER, IMAGENET = "encoder", "imagenet"  # subjects; the second is also the method that gives it
 ScoreKey = tuple[str, str, str, str]  # subject, protocol, metric, class ("" over all classes)
 
 
@@ -46,6 +47,7 @@ class Result:
     scores: dict[ScoreKey, Estimate]
     confusion: dict[str, dict[str, list[list[int]]]]  # subject -> protocol -> rows: truth, columns: predicted
     thumbnail_px: int = 0  # side of the tiles' pictures, where the task is a map of them
+    question: str = ""  # what it was scored on and how: equal for encoders that can be compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +102,10 @@ def read_runs(runs_dir: Path) -> list[Run]:
 
 
 def read_results(runs_dir: Path) -> list[Result]:
-    """Every finished result, by name."""
-    return [_result(folder) for folder in finished(runs_dir / "results")]
+    """Every finished result, by name; beside ImageNet's weights where these were asked the same question."""
+    results = [_result(folder) for folder in finished(runs_dir / "results")]
+    transferred = [result for result in results if result.method == IMAGENET]
+    return [result if result in transferred else _beside(result, transferred) for result in results]
 
 
 def read_tile_sets(runs_dir: Path) -> list[TileSet]:
@@ -112,6 +116,17 @@ def read_tile_sets(runs_dir: Path) -> list[TileSet]:
 def finished(parent: Path) -> list[Path]:
     """Finished folders directly below `parent`, by name; none where `parent` does not exist."""
     return [path for path in sorted(parent.glob("*")) if path.is_dir() and is_done(path)]
+
+
+def _beside(result: Result, transferred: list[Result]) -> Result:
+    """The result with ImageNet's weights as a floor: those of its own backbone, if they are there."""
+    peers = [other for other in transferred if other.question == result.question]
+    if not peers:
+        return result
+    floor = next((other for other in peers if other.backbone == result.backbone), peers[0])
+    scores = {(IMAGENET, p, m, c): e for (subject, p, m, c), e in floor.scores.items() if subject == ENCODER}
+    note = f"the ImageNet-weights floor is {floor.backbone} as timm has it, scored on the same tiles"
+    return replace(result, scores={**result.scores, **scores}, notes=[*result.notes, note])
 
 
 def _run(runs_dir: Path, *, name: str, results: list[Result]) -> Run:
@@ -130,7 +145,7 @@ def _run(runs_dir: Path, *, name: str, results: list[Result]) -> Run:
 
 
 def _result(folder: Path) -> Result:
-    content = read_json(folder / "results.json")
+    content, asked = read_json(folder / "results.json"), _json(folder / CONFIG).get("config") or {}
     protocol, metric = content["primary"]
     return Result(
         folder=folder,
@@ -147,6 +162,7 @@ def _result(folder: Path) -> Result:
         scores=dict(_score(row) for row in content["scores"]),
         confusion=content["confusion"],
         thumbnail_px=content.get("thumbnail_px", 0),
+        question=fingerprint({**asked, "encoder": "", "tiles": content["tile_folder"]}),
     )
 
 

@@ -1,17 +1,21 @@
 """Scores beside their floors, and what they amount to in words.
 
-The floors say what a score is worth: colour statistics alone, and the same backbone with random weights. An
-encoder that lies under one of them has shown nothing yet, however high its score.
+The floors say what a score is worth: colour statistics alone, the same backbone with random weights, and one
+that learned from photographs where `method=imagenet` was scored on the same tiles. An encoder that lies under
+one of them has shown nothing yet, however high its score.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from histo_ssl.report.runs import Estimate, Result, Run
+from histo_ssl.report.runs import ENCODER, IMAGENET, Estimate, Result, Run
 
-ENCODER = "encoder"
-FLOORS = {"colour": "colour floor", "random": "random-weights floor"}  # subject -> its name for readers
+FLOORS = {  # subject -> its name for readers
+    "colour": "colour floor",
+    "random": "random-weights floor",
+    IMAGENET: "ImageNet-weights floor",
+}
 ABOVE, UNCLEAR, BELOW, UNKNOWN = "above", "unclear", "below", "unknown"  # standings
 LESS_IS_BETTER = frozenset({"mse", "mae"})
 ABBREVIATIONS = {"auc": "AUC", "f1": "F1", "mse": "MSE", "mae": "MAE"}
@@ -51,7 +55,7 @@ class ScoreRow:
         if not self.winners:
             return f"above {self._all_floors}{', not clearly' if self.standing == UNCLEAR else ''}"
         below = [subject for subject in self.winners if self._lead(subject) < 0]
-        if len(below) == len(FLOORS):
+        if 1 < len(self.floors) == len(below):
             return f"below {self._all_floors}"
         places = {subject: "below" if subject in below else "level with" for subject in self.winners}
         return ", ".join(f"{place} {FLOORS[subject]}" for subject, place in places.items())
@@ -63,7 +67,8 @@ class ScoreRow:
 
     @property
     def _all_floors(self) -> str:
-        return "both floors" if len(self.floors) == len(FLOORS) else FLOORS[next(iter(self.floors))]
+        names = [FLOORS[subject] for subject in self.floors]
+        return {1: names[0], 2: "both floors"}.get(len(names), "all floors")
 
     def _lead(self, subject: str) -> float:
         """By how much the encoder is better than a floor."""
@@ -75,6 +80,12 @@ class ScoreRow:
     def _overlaps(self, subject: str) -> bool:
         floor = self.floors[subject]
         return self.encoder is not None and self.encoder.low <= floor.high and floor.low <= self.encoder.high
+
+
+def measured_floors(results: Iterable[Result]) -> dict[str, str]:
+    """The floors that any of the results stands beside, with their names; colour and random at the least."""
+    subjects = {key[0] for result in results for key in result.scores}
+    return {subject: name for subject, name in FLOORS.items() if subject != IMAGENET or subject in subjects}
 
 
 def score_rows(result: Result) -> list[ScoreRow]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from histo_ssl.report.maps import TileMap, figures, read_map
 from histo_ssl.report.plots import Picture, curves, photograph
-from histo_ssl.report.runs import Result, Run, TileSet
-from histo_ssl.report.scores import ENCODER, FLOORS, ScoreRow, class_rows, primary_row, score_rows, words
+from histo_ssl.report.runs import ENCODER, Result, Run, TileSet
+from histo_ssl.report.scores import FLOORS, ScoreRow, class_rows, primary_row, score_rows, words
 
 # Together under 400 kB of page per run, base64 included, so that a sweep of ten can still be sent by mail.
 VIEWS_SIDE_PX, VIEWS_BYTES = 1400, 110_000

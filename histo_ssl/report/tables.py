@@ -12,7 +12,7 @@ from rich.table import Table
 
 from histo_ssl.folders.cells import harmless
 from histo_ssl.report.runs import Estimate, Result, Run, ScoreKey, read_results
-from histo_ssl.report.scores import FLOORS, ScoreRow, interval, number, score_rows, words
+from histo_ssl.report.scores import ScoreRow, interval, measured_floors, number, score_rows, words
 
 CSV_COLUMNS = (
     *("run", "result", "method", "backbone", "data", "task", "subject", "protocol", "metric", "class"),
@@ -50,21 +50,22 @@ def csv_text(runs: list[Run]) -> str:
 def _terminal_table(result: Result) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("score", no_wrap=True)
-    for name in ("encoder", "95 % interval", "colour", "random", "chance"):
+    floors = measured_floors([result])
+    for name in ("encoder", "95 % interval", *floors, "chance"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("encoder against floors")
     for protocol, rows in itertools.groupby(score_rows(result), key=lambda row: words(row.protocol)):
         table.add_row(protocol)
         for row in rows:
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row, floors=list(floors)))
     return table
 
 
-def _cells(row: ScoreRow) -> list[str]:
+def _cells(row: ScoreRow, *, floors: list[str]) -> list[str]:
     name = f"  {words(row.metric)}{' *' if row.is_primary else ''}"
     bounds = interval(row.encoder) if row.encoder else ""
-    floors = [_value(row.floors.get(subject)) for subject in FLOORS]
-    return [name, _value(row.encoder), bounds, *floors, number(row.chance), row.verdict]
+    beside = [_value(row.floors.get(subject)) for subject in floors]
+    return [name, _value(row.encoder), bounds, *beside, number(row.chance), row.verdict]
 
 
 def _value(estimate: Estimate | None) -> str:

@@ -104,7 +104,13 @@ class FakeRuns:
         return f"pretrain/{name}"
 
     def result(
-        self, encoder_folder: str, tile_folder: str, *, values: dict[str, float], **changes: Any
+        self,
+        encoder_folder: str,
+        tile_folder: str,
+        *,
+        values: dict[str, float],
+        asked: dict[str, Any] | None = None,
+        **changes: Any,
     ) -> Folder:
         content = {
             "schema": 1,
@@ -124,7 +130,7 @@ class FakeRuns:
             (folder / "results.json").write_text(json.dumps(content))
             (folder / "predictions.csv").write_text("slide,x,y,label,predicted\nslide0,0,0,fat,fat\n")
 
-        return self.finish(f"results/{name}", write)
+        return self.finish(f"results/{name}", write, asked)
 
 
 def metrics_row(step: int) -> dict[str, float]:

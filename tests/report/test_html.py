@@ -192,3 +192,24 @@ def test_a_page_of_several_runs_stays_small(fake_runs: Any) -> None:
     path = build_report(fake_runs.path)
     assert path.stat().st_size < 2 * PAGE_BYTES_PER_RUN
     assert "12 of 14 overlays" in Page(path).text
+
+
+def test_imagenet_s_weights_have_a_column_where_they_were_scored(fake_runs: Any) -> None:
+    floors = {"colour": 0.8, "random": 0.7}
+    alone = page_of(fake_runs, values={"encoder": 0.9, **floors})
+    assert "ImageNet-weights floor" not in alone.text
+    names = {"method": "imagenet", "backbone": "vit_s"}
+    fake_runs.result("pretrain/x", "tiles/t", values={"encoder": 0.95, **floors}, **names)
+    page = Page(build_report(fake_runs.path))
+    cells = next(cells for cells in page.rows if cells[0] == "dino, vit_t synthetic")
+    assert cells[3:7] == [
+        "▼ below ImageNet-weights floor",
+        "0.800 [0.770, 0.830]",
+        "0.700 [0.670, 0.730]",
+        "0.950 [0.920, 0.980]",
+    ]
+    itself = next(cells for cells in page.rows if cells[0] == "imagenet, vit_s synthetic")
+    assert itself[6] == "not scored"
+    markdown = (fake_runs.path / "report" / "report.md").read_text()
+    headings = [line for line in markdown.splitlines() if "| ImageNet-weights floor | chance |" in line]
+    assert len(headings) == 3  # of the overview and of two results

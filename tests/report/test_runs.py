@@ -64,3 +64,38 @@ def test_failed_slides_come_first_and_are_counted(fake_runs: Any) -> None:
     assert [row["slide_id"] for row in tile_set.status] == ["bad1", "bad2", "slide0", "slide1"]
     assert tile_set.n_failed == 2
     assert tile_set.counts == {"slides": 2, "failed": 2, "tiles": 422}
+
+
+KEY = ("weighted_k20", "auc", "")
+QUESTION = {"protocol": {"k": 20}, "listing": "abc"}
+
+
+def test_a_score_stands_beside_imagenet_s_weights_where_these_were_asked_the_same(fake_runs: Any) -> None:
+    def scored(encoder: str, value: float, **changes: Any) -> None:
+        asked = {**QUESTION, "encoder": encoder, **changes.pop("asked", {})}
+        values = {"encoder": value, "colour": 0.5, "random": 0.4}
+        fake_runs.result(f"pretrain/{encoder}", "tiles/t", values=values, asked=asked, **changes)
+
+    scored("a", 0.9, backbone="vit_s")
+    scored("b", 0.8, backbone="resnet50")
+    scored("c", 0.7, backbone="vit_s", asked={"listing": "other tiles"})
+    scored("d", 0.86, method="imagenet", backbone="resnet50")
+    scored("e", 0.85, method="imagenet", backbone="vit_s")
+    found = {result.encoder_folder: result for result in read_results(fake_runs.path)}
+    floors = {
+        name.removeprefix("pretrain/"): result.scores[("imagenet", *KEY)].value
+        for name, result in found.items()
+        if ("imagenet", *KEY) in result.scores
+    }
+    assert floors == {"a": 0.85, "b": 0.86}  # of its own backbone; none for c, nor for themselves
+    assert found["pretrain/a"].notes[-1].startswith("the ImageNet-weights floor is vit_s as timm has it")
+
+
+def test_without_its_own_backbone_imagenet_s_weights_are_those_of_another_and_named(fake_runs: Any) -> None:
+    for encoder, method, backbone in (("a", "dino", "vit_s"), ("b", "imagenet", "resnet50_trunc")):
+        values = {"encoder": 0.9 if method == "dino" else 0.8, "colour": 0.5, "random": 0.4}
+        names = {"method": method, "backbone": backbone}
+        fake_runs.result(f"pretrain/{encoder}", "tiles/t", values=values, asked=QUESTION, **names)
+    first, _ = read_results(fake_runs.path)
+    assert first.scores[("imagenet", *KEY)].value == 0.8
+    assert "resnet50_trunc" in first.notes[-1]

@@ -56,6 +56,14 @@ def test_of_an_error_the_smaller_is_the_better() -> None:
     assert row(0.07, metric="mse", half=0.001, colour=0.06, random=0.08).verdict == "below colour floor"
 
 
+def test_of_three_floors_each_is_named() -> None:
+    floors = {"colour": 0.6, "random": 0.7, "imagenet": 0.8}
+    assert row(0.9, **floors).verdict == "above all floors"
+    assert row(0.75, **floors).verdict == "below ImageNet-weights floor"
+    assert row(0.65, **floors).verdict == "below random-weights floor, below ImageNet-weights floor"
+    assert row(0.5, **floors).verdict == "below all floors"
+
+
 def test_without_floors_or_without_a_score_nothing_is_claimed() -> None:
     assert row(0.9).verdict == "no floors to compare with"
     assert row(None, colour=0.8).verdict == "not scored"

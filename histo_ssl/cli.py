@@ -22,7 +22,12 @@ import hydra
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -174,9 +179,30 @@ def explain(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return _explain_key(error, cause)
+    unread = _unread_override(error)
+    if unread:
+        return _explain_override(unread)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_group(error)
     return (isinstance(error, OSError) and disk.sentence(error)) or str(error) + _hint(error)
+
+
+def _unread_override(error: BaseException) -> str:
+    """The argument that Hydra's grammar does not take as it stands, if that is what the error is about."""
+    if isinstance(error, OverrideParseException):
+        return str(error.override)
+    return _quoted(error) if str(error).startswith("Ambiguous value for argument") else ""
+
+
+def _explain_override(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override}: key=value is expected"
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    return (
+        f"{override}: {value} can't be read as a value; if it is one text, put it into two pairs of quotes, "
+        f"""'{key}="{quoted}"'; if it is a list, into brackets, '{key}=[a,b]'; several jobs need -m"""
+    )
 
 
 def _explain_key(error: BaseException, cause: OmegaConfBaseException) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from histo_ssl import cli
 
@@ -61,6 +62,19 @@ def test_the_configuration_of_a_run_is_printed_without_starting_it(tmp_path: Pat
             ["method=dino", "backbone=vit_t", "trainin.epochs=2"],
             "error: trainin: no such key; did you mean training?",
         ),
+        (
+            ["method=dino", "backbone=vit_t", "data.root=/a=b"],
+            "error: data.root=/a=b: /a=b can't be read as a value; if it is one text, put it into two pairs",
+        ),
+        (
+            ["method=dino", "backbone=vit_t", "data.root=/a (1)"],
+            "error: data.root=/a (1): /a (1) can't be read as a value; if it is one text, put it into two ",
+        ),
+        (
+            ["method=dino", "backbone=vit_t,resnet18"],
+            "error: backbone=vit_t,resnet18: vit_t,resnet18 can't be read as a value; if it is one text, ",
+        ),
+        (["method=dino", "backbone"], "error: backbone: key=value is expected"),
     ],
 )
 def test_a_typo_gets_one_sentence_with_the_valid_choices(
@@ -70,6 +84,23 @@ def test_a_typo_gets_one_sentence_with_the_valid_choices(
     assert failed.returncode == 1
     assert failed.stderr.startswith(sentence)
     assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_a_text_in_the_quotes_that_the_sentence_asks_for_is_taken_as_it_is(tmp_path: Path) -> None:
+    for value in ("/a=b", "/a (1)", "/a,b", "/a'b", "/a{b}"):
+        quoted = f'data.root="{value}"'
+        printed = _run(
+            "--cfg",
+            "job",
+            "--package",
+            "data",
+            "method=dino",
+            "backbone=vit_t",
+            "data=images",
+            quoted,
+            cwd=tmp_path,
+        )
+        assert OmegaConf.create(printed.stdout)["root"] == value
 
 
 @pytest.mark.slow

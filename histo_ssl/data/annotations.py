@@ -6,6 +6,7 @@ values, such as `{"1": "stroma"}`.
 Letters: h, w size of the raster in its own pixels; N tiles; C classes.
 """
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from histo_ssl.folders.artifacts import read_json
 
 CLASSES = "classes.json"
 UNLABELLED = -1
+N_NAMED = 3  # slides that a message names
+
+log = logging.getLogger(__name__)
 
 
 def read_classes(folder: Path) -> dict[int, str]:
@@ -42,9 +46,24 @@ def read_classes(folder: Path) -> dict[int, str]:
 
 
 def raster_sizes(folder: Path, slide_ids: Iterable[str]) -> dict[str, int]:
-    """Size in bytes of the rasters that there are, by slide."""
+    """Size in bytes of the rasters that there are, by slide; how many slides have none is logged.
+
+    Raises:
+        ValueError: no slide has one.
+    """
     paths = {slide_id: folder / f"{slide_id}.png" for slide_id in slide_ids}
-    return {slide_id: path.stat().st_size for slide_id, path in paths.items() if path.is_file()}
+    found = {slide_id: path.stat().st_size for slide_id, path in paths.items() if path.is_file()}
+    missing = [slide_id for slide_id in paths if slide_id not in found]
+    if not found:
+        there = ", ".join(sorted(path.name for path in folder.glob("*.png"))[:N_NAMED]) or "no PNG"
+        raise ValueError(
+            f"data.annotations={folder}: none is named after a slide; expected {missing[0]}.png or another "
+            f"slide's, there is {there}"
+        )
+    if missing:
+        few = ", ".join(missing[:N_NAMED]) + (", ..." if len(missing) > N_NAMED else "")
+        log.info("annotations: %d of %d slides have one, none have %s", len(found), len(paths), few)
+    return found
 
 
 def read_raster(path: Path) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ COLUMNS = ("path", "label", "split", "group")
 def from_folder(root: Path) -> pd.DataFrame:
     """Images below `root`: `<class>/x.png`, `<split>/<class>/x.png`, or `x.png` without a label."""
     paths = images_below(root)
+    _refuse_a_level_too_high(root, paths)
     rows = [_place(path.relative_to(root).parts[:-1]) for path in paths]
     return pd.DataFrame(
         {
@@ -38,7 +39,37 @@ def images_below(root: Path) -> list[Path]:
     paths = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
     if not paths:
         raise FileNotFoundError(f"data.root={root}: no image in it; looked for {', '.join(SUFFIXES)}")
+    broken = [ascii(path.name) for path in paths if not _is_text(path)]
+    if broken:
+        raise ValueError(
+            f"data.root={root}: {len(broken)} files have names that are not UTF-8, {broken[0]} among them; "
+            "rename them"
+        )
     return paths
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # a surrogate stands for each byte that is none
+        return False
+    return True
+
+
+def _refuse_a_level_too_high(root: Path, paths: list[Path]) -> None:
+    """Stop where the only folder would be the only class, and has the classes in it.
+
+    Raises:
+        ValueError: names the folder to take.
+    """
+    above = {path.relative_to(root).parts[:2] for path in paths if len(path.relative_to(root).parts) > 2}
+    first = {parts[0] for parts in above}
+    is_alone = len(first) == 1 and not any(len(path.relative_to(root).parts) <= 2 for path in paths)
+    if is_alone and len(above) > 1 and not SPLITS.get(min(first).lower()):
+        raise ValueError(
+            f"data.root={root}: all images lie in {min(first)}, which would be their only class, although "
+            f"it has {len(above)} folders; say data.root={root / min(first)}"
+        )
 
 
 def _place(folders: tuple[str, ...]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -58,6 +59,18 @@ def obey_parent_only(number: int) -> None:  # noqa: ARG001 (a DataLoader numbers
     threading.Thread(target=_end_at_the_parents_word, daemon=True).start()
 
 
+def start_tracker() -> None:
+    """Start multiprocessing's own helper, deaf to the signal that SLURM sends to all processes of a step.
+
+    Killed by it, it would be started again, with a traceback for each worker.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def _end_at_the_parents_word() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -71,6 +84,8 @@ class TileLoader(DataLoader[Any]):
 
     def __init__(self, tiles: Dataset[Any], wanted: Any, loading: Loading) -> None:
         """Read, for every list of `wanted`, what `tiles` makes of it: a whole batch."""
+        if loading.n_workers and loading.start_method != "fork":
+            start_tracker()
         super().__init__(
             tiles,
             batch_sampler=wanted,

@@ -47,9 +47,10 @@ class SlideData:
         listed: dict[str, Any] = {"slides": slide_listing(slides, mpps=mpps)}
         if self.annotations:
             rasters = Path(self.annotations)
+            names = read_classes(rasters)
             sizes = raster_sizes(rasters, slides["slide_id"])
             listed["annotations"] = {slide_id: {"bytes": size} for slide_id, size in sizes.items()}
-            listed["classes"] = {str(value): name for value, name in read_classes(rasters).items()}
+            listed["classes"] = {str(value): name for value, name in names.items()}
         return listed
 
     def tile(

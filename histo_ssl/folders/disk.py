@@ -16,6 +16,7 @@ REASONS = {
     errno.EPERM: ("permission denied", "allow it or choose another runs_dir"),
     errno.EIO: ("the disk failed (input/output error)", "look after the disk"),
     errno.ESTALE: ("the file server has lost it (stale handle)", "mount it again"),
+    errno.ENOTDIR: ("a file stands where a folder belongs", "choose another runs_dir"),
     errno.EMFILE: ("too many open files", "raise the limit (ulimit -n)"),
 }
 VANISHED = ("its folder has vanished", "bring it back, or leave it: what is missing is made again")

@@ -31,7 +31,9 @@ from histo_ssl.slides.windows import Window, clipped, downsample, is_empty
 
 # An open slide holds the offsets of all its JPEG tiles, about 3 MB at 40,000 px square: 64 stay below 200 MB.
 MAX_OPEN_SLIDES = 64
-MAX_MPP = 100.0  # 72 dpi, what programs write that know no um/px, reads as 353 um/px
+# No scan is coarser: an objective of 0.5x gives 20. What programs write that know no um/px is: 72 dpi read as
+# 353 um/px, 300 dpi as 85, 1,200 dpi as 21.
+MAX_MPP = 20.0
 
 # What tifffile, tiffslide, the codecs and remote file systems raise when bytes are not what they should be.
 UNREADABLE = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histo_ssl.data.annotations import read_classes, read_raster, tile_classes
+from histo_ssl.data.annotations import raster_sizes, read_classes, read_raster, tile_classes
 
 
 def _classes(raster: list[list[int]], xy: list[tuple[int, int]], *, side: int, min_share: float) -> list[int]:
@@ -66,3 +66,25 @@ def test_a_raster_of_colours_or_of_16_bits_is_refused(tmp_path: Path, mode: str)
     Image.new(mode, (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=f"one 8-bit index per pixel, this has mode {mode}"):
         read_raster(tmp_path / "a.png")
+
+
+def test_rasters_of_which_none_belongs_to_a_slide_are_refused_with_both_names(tmp_path: Path) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "slide_1_labels.png")
+    with pytest.raises(
+        ValueError, match=r"none is named after a slide; expected s1\.png .* slide_1_labels\.png"
+    ):
+        raster_sizes(tmp_path, ["s1", "s2"])
+
+
+def test_how_many_slides_have_a_raster_is_said_and_who_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in ("s1", "s3"):
+        Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
+    sizes = raster_sizes(tmp_path, ["s1", "s2", "s3", "s4", "s5", "s6"])
+    assert list(sizes) == ["s1", "s3"]
+    assert "2 of 6 slides have one, none have s2, s4, s5, ..." in caplog.text
+    caplog.clear()
+    raster_sizes(tmp_path, ["s1", "s3"])
+    assert caplog.text == ""

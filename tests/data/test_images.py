@@ -1,5 +1,6 @@
 """Image files as tiles: where labels and splits come from, and which pixels are read."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from histo_ssl.data.image_list import from_folder
 from histo_ssl.data.images import ImageData, ImageTiles
 from histo_ssl.data.sources import open_source
 from histo_ssl.slides.grid import Tiling
@@ -206,3 +208,40 @@ def test_a_split_below_a_class_is_refused(tmp_path: Path) -> None:
     _paint(tmp_path / "images" / "tumor" / "test" / "x.png", 1)
     with pytest.raises(ValueError, match="a folder of a split stands above"):
         _listed(_data(tmp_path / "images"), _tiling(), tmp_path / "tiles")
+
+
+def test_a_folder_one_level_too_high_is_refused_with_the_folder_to_take(tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        _paint(tmp_path / "images" / "NCT" / name / "x.png", 1)
+    with pytest.raises(
+        ValueError, match=r"all images lie in NCT, .* 2 folders; say data\.root=.*images/NCT$"
+    ):
+        from_folder(tmp_path / "images")
+    assert from_folder(tmp_path / "images" / "NCT")["label"].tolist() == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("places", "labels"),
+    [
+        (["train/A/x.png", "train/B/x.png"], ["A", "B"]),  # a split
+        (["A/P1/x.png", "B/P1/x.png"], ["A", "B"]),  # patients below their classes
+        (["A/P1/x.png"], ["A"]),
+        (["A/P1/x.png", "A/P2/x.png", "A/x.png"], ["A", "A", "A"]),
+    ],
+)
+def test_folders_below_those_of_the_classes_are_no_reason_to_refuse(
+    tmp_path: Path, places: list[str], labels: list[str]
+) -> None:
+    for place in places:
+        _paint(tmp_path / place, 1)
+    assert from_folder(tmp_path)["label"].tolist() == labels
+
+
+def test_a_name_that_is_not_utf_8_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    _paint(tmp_path / "A" / "x.png", 1)
+    (tmp_path / "A" / "x.png").rename(os.fsdecode(os.fsencode(tmp_path / "A") + b"/caf\xe9.png"))
+    with pytest.raises(
+        ValueError, match=r"1 files have names that are not UTF-8, 'caf\\udce9\.png' among"
+    ) as e:
+        _data(tmp_path).listing()
+    str(e.value).encode()  # it can be printed

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from histo_ssl.data.loading import Loading, TileLoader
+from histo_ssl.data.loading import Loading, TileLoader, start_tracker
 
 START_METHODS = ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"]
 
@@ -162,3 +164,19 @@ def test_without_workers_there_is_nothing_to_wait_for() -> None:
     arguments = _loading(n_workers=0).arguments()
     assert "timeout" not in arguments
     assert np.array_equal([int(b) for b in _batches(Numbers(), _loading(n_workers=0))], range(10))
+
+
+def test_slurm_s_signal_to_all_processes_leaves_multiprocessing_s_helper_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracker = resource_tracker.ResourceTracker()
+    monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    start_tracker()
+    helper = tracker._pid  # type: ignore[attr-defined]
+    _kill(helper, signal.SIGUSR1)
+    time.sleep(0.3)
+    assert Path(f"/proc/{helper}/stat").read_text().split()[2] != "Z"
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    _kill(helper, signal.SIGKILL)
+    os.waitpid(helper, 0)

@@ -130,8 +130,16 @@ class Plan:
     def pretrain_config(self) -> dict[str, Any]:
         """What the encoder depends on beside the tiles that it is trained on."""
         if self.is_frozen:
-            return {"backbone": self.group("backbone"), "method": _by_content(self.group("method"))}
-        return {name: self.group(name) for name in ("views", "backbone", "method", "training", "seed")}
+            return {"backbone": self._backbone, "method": _by_content(self.group("method"), key="path")}
+        groups = {name: self.group(name) for name in ("views", "method", "training", "seed")}
+        return {**groups, "backbone": self._backbone}
+
+    @property
+    def _backbone(self) -> dict[str, Any]:
+        """The backbone's group; a folder that an architecture is read from counts by its content."""
+        backbone: dict[str, Any] = self.group("backbone")
+        is_folder = str(backbone.get("name")).startswith(FOLDER)
+        return _by_content(backbone, key="name") if is_folder else backbone
 
     @property
     def is_frozen(self) -> bool:
@@ -184,11 +192,11 @@ class Plan:
         return self.runs_dir / "tiles" / f"{name}-{fingerprint(config)}"
 
 
-def _by_content(method: dict[str, Any]) -> dict[str, Any]:
-    """A method with what is in the file or folder that it reads, in place of the name."""
-    if not method.get("path"):
-        return method
-    path = Path(method["path"].removeprefix(FOLDER))
+def _by_content(group: dict[str, Any], *, key: str) -> dict[str, Any]:
+    """A group with what is in the file or folder that it reads, in place of the name."""
+    if not group.get(key):
+        return group
+    path = Path(group[key].removeprefix(FOLDER))
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     contents = [file_fingerprint(file) for file in files if file.is_file()]
-    return {**method, "path": contents} if contents else method
+    return {**group, key: contents} if contents else group

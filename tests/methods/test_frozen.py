@@ -136,3 +136,29 @@ def test_a_checkpoint_is_known_by_its_content_not_by_its_name(compose: Compose, 
     in_folder = fingerprint(Path(f"local-dir:{tmp_path}/folder"))
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"1235")
     assert fingerprint(Path(f"local-dir:{tmp_path}/folder")) != in_folder
+
+
+def test_an_architecture_of_a_folder_counts_by_what_is_in_it_and_a_name_by_itself(
+    compose: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18").write_text("a file of that name in the folder of the command")
+    names = ("backbone=resnet18", "method=dino"), ("backbone=resnet18", "method=random")
+    before = [compose(*overrides).encoder_fingerprint for overrides in names]
+    (tmp_path / "resnet18").unlink()
+    assert [compose(*overrides).encoder_fingerprint for overrides in names] == before
+
+    def of_folder(folder: Path, method: str) -> str:
+        return compose(
+            "backbone=hub", f"backbone.name=local-dir:{folder}", f"method={method}"
+        ).encoder_fingerprint
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"architecture": "resnet18"}')
+    for method in ("dino", "random"):
+        same = of_folder(tmp_path / "one", method)
+        assert of_folder(tmp_path / "two", method) == same
+        (tmp_path / "two" / "config.json").write_text('{"architecture": "resnet34"}')
+        assert of_folder(tmp_path / "two", method) != same
+        (tmp_path / "two" / "config.json").write_text('{"architecture": "resnet18"}')

@@ -17,7 +17,7 @@ from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.sources import open_source
 from histo_ssl.data.thumbnails import thumbnails
-from histo_ssl.embed import load_embeddings
+from histo_ssl.embed import known_of, load_embeddings
 from histo_ssl.embeddings import UNREADABLE
 from histo_ssl.encode import Card, Encoder, load_encoder
 from histo_ssl.export import ENCODER
@@ -30,6 +30,19 @@ from histo_ssl.tasks.floors import colour_floor
 
 THUMBNAILS = "thumbnails.png"
 RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
+
+
+def check_task(plan: Plan) -> None:
+    """Stop before a training whose encoder could not be scored, if it is to be scored.
+
+    Raises:
+        ValueError: says what is wrong with the task's labels or splits.
+    """
+    if "evaluate" not in plan.cfg.stages or not artifacts.is_done(plan.task_tile_folder):
+        return
+    source = open_source(plan.task_tile_folder)
+    tiles = known_of(source.table(), features=np.zeros((len(source), 0), np.float32))
+    instantiate(plan.group("task.protocol")).check(tiles)
 
 
 def subjects_of(plan: Plan, source: TileSource) -> dict[str, Encoder]:

@@ -29,7 +29,7 @@ from histo_ssl.online import online_scores
 from histo_ssl.parallel import ranks
 from histo_ssl.report.html import build_report
 from histo_ssl.report.tables import scores_text
-from histo_ssl.scoring import score, subjects_of
+from histo_ssl.scoring import check_task, score, subjects_of
 from histo_ssl.training.fit import METRICS, Limits, Recording, device_for, precision_for, prepare, train
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def tile(plan: Plan) -> None:
 
 def pretrain(plan: Plan) -> None:
     """Train the method's backbone and export its encoder; a frozen method's encoder is only exported."""
+    check_task(plan)
     if plan.is_frozen:
         build, config = partial(freeze, plan), plan.pretrain_config
     else:

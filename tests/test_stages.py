@@ -211,3 +211,20 @@ def test_a_map_of_tiles_ends_in_a_page_that_shows_them(planned: Callable[..., Pl
         np.testing.assert_allclose(sheet[place // 4, place % 4], tile, atol=2)
     page = (tmp_path / "runs" / "report" / f"{plan.result_folder.name}.html").read_text()
     assert all(slide in page for slide in shown["slide"])
+
+
+def test_what_could_not_be_scored_is_refused_before_the_training(
+    planned: Callable[..., Plan], tmp_path: Path
+) -> None:
+    for split, label in (("train", "A"), ("train", "B"), ("test", "C")):
+        folder = tmp_path / "images" / split / label
+        shutil.copytree(tmp_path / "images" / ("A" if label == "C" else label), folder)
+    for name in ("A", "B"):
+        shutil.rmtree(tmp_path / "images" / name)
+    plan = planned(*DINO, *VIT)
+    with pytest.raises(ValueError, match="the test has tiles of class C, train has none"):
+        stages.run(plan)
+    assert not plan.pretrain_folder.exists()
+    unscored = planned(*DINO, *VIT, "stages=[tile,pretrain,embed]")
+    stages.run(unscored)
+    assert is_done(unscored.pretrain_folder)

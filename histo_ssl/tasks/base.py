@@ -45,6 +45,13 @@ class Task(Protocol):
     def split(self, labelled: EmbeddingSet) -> Split:
         """Who learns and who is tested, of tiles that all have a label."""
 
+    def check(self, tiles: EmbeddingSet) -> None:
+        """Stop at tiles that `evaluate` would refuse, whatever their features: before hours of training.
+
+        Raises:
+            ValueError: says why they can't be scored.
+        """
+
     def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
         """Scores of `embeddings`, which belong to `subject` ("encoder", "colour" or "random")."""
 

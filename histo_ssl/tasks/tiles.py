@@ -66,14 +66,15 @@ class TileTask:
     def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
         """Scores with intervals, predictions and confusion matrices under every protocol.
 
-        Data without a single label give a result without scores, and a note that says so.
+        Data without a label, or of one class alone, give a result without scores, and a note that says so.
 
         Raises:
-            ValueError: there is only one class, the test has a class that train lacks, or the split leaks.
+            ValueError: the test has a class that train lacks, or the split leaks.
         """
         labelled = embeddings.labelled()
-        if not len(labelled):
-            return self._nothing()
+        reason = _why_nothing(labelled)
+        if reason:
+            return self._nothing(reason)
         split = self.split(labelled)
         classes = _classes(labelled.label, split)
         predictions, notes = self._predictions(labelled, split, classes=classes)
@@ -91,6 +92,16 @@ class TileTask:
             counts=_counts(split),
             primary=self.primary,
         )
+
+    def check(self, tiles: EmbeddingSet) -> None:
+        """Stop at labels and splits that `evaluate` would refuse.
+
+        Raises:
+            ValueError: as there.
+        """
+        labelled = tiles.labelled()
+        if not _why_nothing(labelled):
+            _classes(labelled.label, self.split(labelled))
 
     def split(self, labelled: EmbeddingSet) -> Split:
         """Who learns and who is tested, of tiles that all have a label; features don't matter.
@@ -126,7 +137,7 @@ class TileTask:
             predictions, subject=subject, protocol=protocol, n_bootstrap=self.n_bootstrap, seed=self.seed
         )
 
-    def _nothing(self) -> TaskResult:
+    def _nothing(self, reason: str) -> TaskResult:
         counts = dict.fromkeys(("n_train", "n_test", "n_train_groups", "n_test_groups"), 0)
         return TaskResult(
             scores=[],
@@ -135,8 +146,16 @@ class TileTask:
             classes=[],
             counts=counts,
             primary=self.primary,
-            notes=["no tile of this data set has a label: nothing to score"],
+            notes=[f"{reason}: nothing to score"],
         )
+
+
+def _why_nothing(labelled: EmbeddingSet) -> str:
+    """Why labelled tiles have no score; "" if they have one."""
+    if not len(labelled):
+        return "no tile of this data set has a label"
+    classes = np.unique(labelled.label)
+    return f"all labelled tiles are of one class, {classes[0]}" if len(classes) == 1 else ""
 
 
 def _classes(label: NDArray[np.str_], split: Split) -> list[str]:

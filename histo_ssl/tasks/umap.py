@@ -40,6 +40,9 @@ class UmapTask:
         """
         raise ValueError("a map has no test")
 
+    def check(self, tiles: EmbeddingSet) -> None:
+        """Nothing to stop at: a map can be made of any tiles."""
+
     def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
         """Places of the tiles (or of `max_tiles` of them, the same for all), and how far to trust them.
 

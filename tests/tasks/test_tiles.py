@@ -1,6 +1,7 @@
 """Every protocol: 1 for embeddings that tell all, chance for those that tell nothing, errors for bad data."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,19 +125,33 @@ def test_fewer_training_tiles_than_neighbours_is_noted(task: TileTask, tiles: Ti
 
 def test_a_class_that_train_lacks_is_refused_by_name(task: TileTask, tiles: Tiles) -> None:
     data = tiles(label=["a", "b", "fat"], patient=["P1", "P2", "P3"], split=["train", "train", "test"])
-    with pytest.raises(ValueError, match=r"the test has tiles of class fat, train has none \(it has a, b\)"):
-        task.evaluate(data, subject="encoder")
+    for act in (task.check, partial(task.evaluate, subject="encoder")):
+        with pytest.raises(
+            ValueError, match=r"the test has tiles of class fat, train has none \(it has a, b\)"
+        ):
+            act(data)
 
 
-def test_a_single_class_is_refused_by_name(task: TileTask, tiles: Tiles) -> None:
-    with pytest.raises(ValueError, match="all labelled tiles in train are of class tumour"):
-        task.evaluate(tiles(label=["tumour"] * 8, patient=list("PPQQRRSS")), subject="encoder")
+def test_a_single_class_gives_no_scores_and_a_note_that_names_it(task: TileTask, tiles: Tiles) -> None:
+    data = tiles(label=["tumour"] * 7 + [""], patient=list("PPQQRRSS"))
+    task.check(data)
+    result = task.evaluate(data, subject="encoder")
+    assert result.scores == []
+    assert result.notes == ["all labelled tiles are of one class, tumour: nothing to score"]
 
 
-def test_a_leak_of_patients_is_refused(task: TileTask, tiles: Tiles) -> None:
+def test_a_single_class_to_learn_from_is_refused_by_name(task: TileTask, tiles: Tiles) -> None:
+    data = tiles(label=list("aab"), patient=list("PQR"), split=["train", "test", "valid"])
+    for act in (task.check, partial(task.evaluate, subject="encoder")):
+        with pytest.raises(ValueError, match="all labelled tiles in train are of class a"):
+            act(data)
+
+
+def test_a_leak_of_patients_is_refused_also_before_there_are_embeddings(task: TileTask, tiles: Tiles) -> None:
     data = tiles(label=list("abab"), patient=list("PQPR"), split=["train", "train", "test", "test"])
-    with pytest.raises(ValueError, match="patient P"):
-        task.evaluate(data, subject="encoder")
+    for act in (task.check, partial(task.evaluate, subject="encoder")):
+        with pytest.raises(ValueError, match="patient P"):
+            act(data)
 
 
 @pytest.mark.parametrize("primary", [("k7", "auc"), ("weighted_k20", "kappa")])

@@ -38,8 +38,15 @@ class Interruption(Callback):
         self._step_before = 0
         self._handlers = ExitStack()
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep Lightning from installing its handlers, a moment from now.
+
+        Until the training answers signals, whoever answered them before shall, and end the program.
+        """
+        trainer._signal_connector.register_signal_handlers = _install_nothing  # type: ignore[method-assign] # no setting for it
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer signals from here on; Lightning has installed its handlers by now."""
+        """Answer signals from here on."""
         assert isinstance(pl_module, SSLMethod)
         self._method = pl_module
         self._method.flags[STOP] = 0.0
@@ -88,6 +95,10 @@ class Interruption(Callback):
     def _agreed(self) -> int:
         """The signal that ends the training: the same on every rank, whichever of them received it."""
         return max(gather_objects(self._signum))
+
+
+def _install_nothing() -> None:
+    pass
 
 
 def requeue() -> None:

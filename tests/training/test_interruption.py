@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from histo_ssl.data.base import TileSource
+from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.methods.base import SSLMethod
-from histo_ssl.signals import HANDLED, Stopped
+from histo_ssl.signals import HANDLED, Stopped, answered_by, stop
 from histo_ssl.training.checkpoints import LAST, Checkpoints, damage
 from histo_ssl.training.interruption import requeue
 
@@ -91,6 +92,29 @@ def test_only_our_handlers_act_while_a_training_runs(
 
     fit_tiny(tmp_path, source=image_source(17), callbacks=[tiny.At(2, look)])
     assert seen == ["Interruption._note"] * 3
+
+
+@pytest.mark.parametrize("signum", HANDLED)
+def test_a_signal_before_the_first_step_is_answered_as_before_the_training(
+    image_source: Source,
+    fit_tiny: Fit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    signum: int,
+) -> None:
+    caplog.set_level("INFO", logger="lightning")
+    make = TileDataModule.train_dataloader
+
+    def told(data: TileDataModule) -> Any:
+        _send(signum)  # Lightning installs its handlers before it asks for the data
+        return make(data)
+
+    monkeypatch.setattr(TileDataModule, "train_dataloader", told)
+    with answered_by(stop), pytest.raises(Stopped) as stopped:
+        fit_tiny(tmp_path, source=image_source(17))
+    assert stopped.value.status == STATUS[signum]
+    assert "Received SIGTERM" not in caplog.text  # it would talk to other ranks from inside of a handler
 
 
 def _children(pid: int) -> set[int]:

@@ -22,6 +22,7 @@ from histo_ssl.embeddings import UNREADABLE, EmbeddingSet, Stored, read_embeddin
 from histo_ssl.encode import Card, Encoder
 from histo_ssl.folders.artifacts import fingerprint
 from histo_ssl.progress import Progress
+from histo_ssl.stain.base import NOT_RESTAINED
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def embed_tiles(encoder: Encoder, source: TileSource, *, folder: Path, how: Embe
         how: batches, workers, limits.
 
     Returns:
-        How many tiles and files the folder holds afterwards, and how many tiles could not be read.
+        How many tiles and files the folder holds afterwards, and how many tiles could not be read; where the
+        encoder wants its tiles' stain normalised also how many were left as they are.
 
     Raises:
         ValueError: more of them than `max_failed` allows; names the newest.
@@ -67,19 +69,22 @@ def embed_tiles(encoder: Encoder, source: TileSource, *, folder: Path, how: Embe
     before = {part: _embedded(part, folder, tiles) for part in source.parts()}
     missing = [part for part, stored in before.items() if stored is None]
     n_unreadable = sum(len(stored.unreadable) for stored in before.values() if stored)
+    n_left = sum(int(stored.attributes.get(NOT_RESTAINED, 0)) for stored in before.values() if stored)
     coords, attributes = source.coords(), _attributes(encoder.card, source)
     for part, found in _embedded_parts(encoder, source, missing, how=how):
         n_unreadable += len(found.failed)
+        n_left += found.n_left
         _check_failed(found.failed, n_unreadable, len(source), how=how)
         of_part = coords[part.start : part.stop]
         write_embeddings(
             folder / f"{part.name}.h5",
             features=found.features_ND,
             coords=np.delete(of_part, list(found.failed), axis=0),
-            attributes={**attributes, TILES: tiles[part.name]},
+            attributes={**attributes, TILES: tiles[part.name], **_left(encoder, found.n_left)},
             unreadable=list(found.failed),
         )
-    return {"tiles": len(source), "files": len(before), UNREADABLE: n_unreadable}
+    counts = {"tiles": len(source), "files": len(before), UNREADABLE: n_unreadable}
+    return {**counts, **_left(encoder, n_left)}
 
 
 def load_embeddings(folder: Path, source: TileSource) -> EmbeddingSet:
@@ -130,6 +135,7 @@ class Found:
 
     features_ND: NDArray[np.float32]  # of those that could be read
     failed: dict[int, str]  # why the others could not, by their place
+    n_left: int  # of those that could be read: whose stain was not normalised
 
 
 def _embedded_parts(
@@ -144,7 +150,8 @@ def _embedded_parts(
             done = [_next_features(encoder, batches, progress) for _ in part_cuts]
             features = [found.features_ND for found in done] or [np.zeros((0, encoder.card.dim), np.float32)]
             failed = {row - part.start: why for found in done for row, why in found.failed.items()}
-            yield part, Found(features_ND=np.concatenate(features), failed=failed)
+            n_left = sum(found.n_left for found in done)
+            yield part, Found(features_ND=np.concatenate(features), failed=failed, n_left=n_left)
 
 
 def _cuts(part: Part, batch_size: int) -> list[range]:
@@ -156,10 +163,12 @@ def _next_features(encoder: Encoder, batches: Iterator[Batch], progress: Progres
     started = time.monotonic()
     batch = next(batches)
     data_s = time.monotonic() - started
-    features: NDArray[np.float32] = encoder(batch["tiles"].permute(0, 3, 1, 2)).cpu().numpy()
+    made = encoder.restained(batch["tiles"].permute(0, 3, 1, 2))
+    features: NDArray[np.float32] = encoder.of_restained(made.tiles).cpu().numpy()
     progress.advance(len(features), data_s=data_s)
     is_read = ~np.isin(batch["ids"].numpy(), list(batch["failed"]))
-    return Found(features_ND=features[is_read], failed=batch["failed"])
+    n_left = int((made.is_left_B.cpu().numpy() & is_read).sum())
+    return Found(features_ND=features[is_read], failed=batch["failed"], n_left=n_left)
 
 
 def _check_failed(failed: Mapping[int, str], n_failed: int, n_tiles: int, *, how: Embedding) -> None:
@@ -171,6 +180,11 @@ def _check_failed(failed: Mapping[int, str], n_failed: int, n_tiles: int, *, how
             f"{n_failed} of {n_tiles} tiles can't be read, more than max_failed_tiles={how.max_failed:g} "
             f"allows; the newest: {list(failed.values())[-1]}"
         )
+
+
+def _left(encoder: Encoder, n_left: int) -> dict[str, int]:
+    """The count of tiles whose stain was not normalised, where it should have been."""
+    return {NOT_RESTAINED: n_left} if encoder.stain else {}
 
 
 def _attributes(card: Card, source: TileSource) -> dict[str, str | int | float]:

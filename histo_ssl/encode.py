@@ -4,6 +4,7 @@ import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from histo_ssl.backbones.weights import fit_positions
 from histo_ssl.folders.artifacts import write_bytes
+from histo_ssl.stain.base import Restained, StainNormaliser, from_facts, restained
 
 MPP_TOLERANCE = 0.05  # a nominal 20x scan may be 0.504 um/px
 LONGEST_REASON = 200  # characters of another library's message
@@ -37,6 +39,8 @@ class Card:
     fingerprint: str
     # patients or slides ("patient P7") by whose labels it was chosen among those of its training
     chosen_on: tuple[str, ...] = ()
+    # what normalises the stain of tiles before all else: `_target_` names it, the rest its numbers
+    stain: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,22 @@ class Encoder:
     card: Card
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    @torch.inference_mode()
     def __call__(self, tiles_B3SS: Tensor) -> Tensor:
-        """Embeddings (B, D) float32 of tiles (B, 3, S, S) uint8."""
+        """Embeddings (B, D) float32 of tiles (B, 3, S, S) uint8 as they were scanned."""
+        return self.of_restained(self.restained(tiles_B3SS).tiles)
+
+    @cached_property
+    def stain(self) -> StainNormaliser | None:
+        """What normalises the stain of its tiles, if its card names anything."""
+        return from_facts(self.card.stain)
+
+    def restained(self, tiles_B3SS: Tensor) -> Restained:
+        """The tiles on the encoder's device, in the colours that it was trained on."""
+        return restained(self.stain, tiles_B3SS.to(self.device))
+
+    @torch.inference_mode()
+    def of_restained(self, tiles_B3SS: Tensor) -> Tensor:
+        """Embeddings (B, D) float32 of tiles that went through `restained`."""
         mean, std = (
             torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.card.mean, self.card.std)
         )
@@ -126,7 +143,9 @@ def read_card(path: Path) -> Card:
         values = json.loads(metadata["card"])
         values["architecture"] = dict(values["architecture"])
         lists = {name: tuple(values[name]) for name in ("mean", "std", "chosen_on") if name in values}
-        return Card(**{**values, **lists})
+        card = Card(**{**values, **lists})
+        from_facts(card.stain)
+        return card
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: its encoder's card can't be read ({error}); export it again") from error
 

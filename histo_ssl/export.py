@@ -1,7 +1,7 @@
 """Encoders leave pretraining by this door: weights and card as one file, the card once more for people."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.encode import Card, Encoder, save_encoder
 from histo_ssl.folders.artifacts import Counts, write_json
 from histo_ssl.methods.frozen import Feeding, FrozenMethod
+from histo_ssl.stain.base import facts_of, from_facts
 
 ENCODER = "encoder.safetensors"
 CARD = "card.json"
@@ -23,7 +24,10 @@ def freeze(plan: Plan, folder: Path) -> Counts:
     """Export the encoder of a method that trains nothing."""
     method: FrozenMethod = instantiate(plan.group("method"), backbone=instantiate(plan.group("backbone")))
     method.check()
-    export(method.encoder(), _card(plan, method.encoder(), method.feeding), folder)
+    asked = facts_of(instantiate(plan.group("stain")) or None)
+    feeding = replace(method.feeding, stain=asked or method.feeding.stain)
+    from_facts(feeding.stain)  # which may come from somebody's file
+    export(method.encoder(), _card(plan, method.encoder(), feeding), folder)
     return {"steps": 0}
 
 
@@ -36,7 +40,13 @@ def export(backbone: nn.Module, card: Card, folder: Path) -> None:
 def card_of_trained(plan: Plan, backbone: nn.Module, data: TileDataModule) -> Card:
     """The card of the encoder that a plan trains on these data."""
     views, source = data.views, data.source
-    feeding = Feeding(mean=views.mean, std=views.std, tile_px=source.tile_px, mpp=source.mpp)
+    feeding = Feeding(
+        mean=views.mean,
+        std=views.std,
+        tile_px=source.tile_px,
+        mpp=source.mpp,
+        stain=facts_of(views.stain),
+    )
     return _card(plan, backbone, feeding)
 
 

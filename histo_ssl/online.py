@@ -68,6 +68,7 @@ def online_scores(
         loading=data.loading,
         mean=data.views.mean,
         std=data.views.std,
+        restained=data.views.restained,
         views=partial(_views, data) if data.views.n_views > 1 else None,
         measures={"rankme": rankme, "uniformity": uniformity, "feature_sd": feature_sd},
         metrics=metrics,
@@ -88,7 +89,7 @@ def _tiles(plan: Plan, source: TileSource, *, card: Card, spec: OnlineSpec) -> C
 
 def _views(data: TileDataModule, tiles: Tensor, rows: Tensor) -> list[Tensor]:
     """Views as in training, the same every time."""
-    return data.views(tiles, ids=rows, epoch=0, seed=data.seed)
+    return data.views.of_restained(tiles, ids=rows, epoch=0, seed=data.seed)
 
 
 def _keep(folder: Path, card: Card, tiles: ChosenTiles, encoder: nn.Module, scores: dict[str, float]) -> None:

@@ -24,6 +24,7 @@ from histo_ssl.export import ENCODER
 from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_image, write_json, write_text
 from histo_ssl.folders.cells import csv_text
+from histo_ssl.stain.base import NOT_RESTAINED, note
 from histo_ssl.tasks.base import TaskResult
 from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import colour_floor
@@ -48,7 +49,8 @@ def check_task(plan: Plan) -> None:
 def subjects_of(plan: Plan, source: TileSource) -> dict[str, Encoder]:
     """Who is scored: the encoder, and its floors, colour alone and the same backbone with random weights."""
     trained = load_encoder(finished(plan.pretrain_folder, stage="pretrain") / ENCODER)
-    return {"encoder": trained, "colour": colour_floor(source), "random": _random(plan, trained.card)}
+    colour = colour_floor(source, stain=trained.card.stain)
+    return {"encoder": trained, "colour": colour, "random": _random(plan, trained.card)}
 
 
 def _random(plan: Plan, card: Card) -> Encoder:
@@ -57,7 +59,8 @@ def _random(plan: Plan, card: Card) -> Encoder:
     made_of = {
         "floor": "random",
         "seed": plan.cfg.seed,
-        **{k: v for k, v in values.items() if k != "fingerprint"},
+        # a card without a normalisation is as it was before there was any
+        **{k: v for k, v in values.items() if k != "fingerprint" and (k != "stain" or v)},
     }
     torch.manual_seed(plan.cfg.seed)
     backbone = instantiate(plan.group("backbone"))()
@@ -91,6 +94,7 @@ def _results(
         result = protocol.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
         result.notes += flattery(encoder.card.chosen_on, result.predictions)
         result.notes += _lost(len(source) - len(shared), len(source))
+        result.notes += note(artifacts.counts(folders[subject]).get(NOT_RESTAINED, 0), len(source))
         results[subject] = result
     return results
 

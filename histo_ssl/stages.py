@@ -121,9 +121,9 @@ def _tile(plan: Plan, config: Mapping[str, Any], listing: Listed, folder: Path) 
 def _pretrain(plan: Plan, folder: Path) -> Counts:
     data = _datamodule(plan)
     write_sheet(data, folder / "views.png")
-    method, n_unreadable = _fit(plan, data, folder)
+    method, counted = _fit(plan, data, folder)
     export(method.encoder(), card_of_trained(plan, method.encoder(), data), folder)
-    return {"steps": data.total_steps, "tiles": len(data.rows), "unreadable tiles": n_unreadable}
+    return {"steps": data.total_steps, "tiles": len(data.rows), **counted}
 
 
 def _join_pretraining(plan: Plan, trainer: Trainer) -> None:
@@ -136,7 +136,7 @@ def _join_pretraining(plan: Plan, trainer: Trainer) -> None:
         _fit(plan, _datamodule(plan), folder)
 
 
-def _fit(plan: Plan, data: TileDataModule, folder: Path) -> tuple[SSLMethod, int]:
+def _fit(plan: Plan, data: TileDataModule, folder: Path) -> tuple[SSLMethod, dict[str, int]]:
     lightning.seed_everything(plan.cfg.seed, verbose=False)
     config, why = plan.method(n_tiles=len(data.rows))
     if why:
@@ -144,7 +144,7 @@ def _fit(plan: Plan, data: TileDataModule, folder: Path) -> tuple[SSLMethod, int
     method: SSLMethod = instantiate(config, backbone=instantiate(plan.group("backbone")))
     prepare(method, data, compile=plan.cfg.compile, grad_checkpointing=plan.cfg.grad_checkpointing)
     card = card_of_trained(plan, method.encoder(), data)
-    n_unreadable = train(
+    counted = train(
         method,
         data,
         folder=folder,
@@ -154,7 +154,7 @@ def _fit(plan: Plan, data: TileDataModule, folder: Path) -> tuple[SSLMethod, int
         recording=Recording(checkpoint_every=plan.cfg.checkpoint_every, log_every=plan.cfg.log_every),
         limits=Limits(**{field.name: plan.cfg[field.name] for field in fields(Limits)}),
     )
-    return method, n_unreadable
+    return method, counted
 
 
 def _trainer(plan: Plan) -> Callable[..., Trainer]:
@@ -185,7 +185,7 @@ def _datamodule(plan: Plan) -> TileDataModule:
     return TileDataModule(
         source=source,
         rows=source.training_rows(),
-        views=instantiate(plan.group("views")),
+        views=instantiate({**plan.group("views"), "stain": plan.group("stain") or None}),
         batch_size=plan.cfg.training.batch_size,
         epochs=plan.cfg.training.epochs,
         accumulate=plan.cfg.trainer.accumulate_grad_batches,

@@ -50,6 +50,7 @@ class Weights:
         tile_px: side of the tiles that it was trained on.
         mpp: their um/px.
         chosen_on: patients or slides by whose labels it was chosen among those of its training.
+        stain: as of the encoder's card.
     """
 
     tensors: Tensors
@@ -60,6 +61,7 @@ class Weights:
     tile_px: int | None = None
     mpp: float | None = None
     chosen_on: tuple[str, ...] = ()
+    stain: Mapping[str, Any] | None = None
 
 
 def read_weights(path: Path) -> Weights:
@@ -204,7 +206,8 @@ def _card(path: Path, family: Family) -> dict[str, Any]:
         return {}
     card = json.loads(text)
     normalisation = tuple(card["mean"]), tuple(card["std"])
-    said = {"tile_px": card["tile_px"], "mpp": card["mpp"], "chosen_on": tuple(card.get("chosen_on", ()))}
+    said = {"tile_px": card["tile_px"], "mpp": card["mpp"], "stain": card.get("stain")}
+    said["chosen_on"] = tuple(card.get("chosen_on", ()))
     return {"normalisation": normalisation, **said}
 
 

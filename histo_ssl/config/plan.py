@@ -130,9 +130,16 @@ class Plan:
     def pretrain_config(self) -> dict[str, Any]:
         """What the encoder depends on beside the tiles that it is trained on."""
         if self.is_frozen:
-            return {"backbone": self._backbone, "method": _by_content(self.group("method"), key="path")}
+            method = _by_content(self.group("method"), key="path")
+            return {"backbone": self._backbone, "method": method, **self.stain_config}
         groups = {name: self.group(name) for name in ("views", "method", "training", "seed")}
-        return {**groups, "backbone": self._backbone}
+        return {**groups, "backbone": self._backbone, **self.stain_config}
+
+    @property
+    def stain_config(self) -> dict[str, Any]:
+        """How tiles are stain-normalised before the encoder sees them; empty where they are not."""
+        stain = self.group("stain")
+        return {"stain": _by_content(stain, key="target")} if stain else {}
 
     @property
     def _backbone(self) -> dict[str, Any]:

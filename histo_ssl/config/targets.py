@@ -17,6 +17,7 @@ from histo_ssl.folders.redaction import has_credentials, refuse_credentials
 ALLOWED = (
     "histo_ssl.data",
     "histo_ssl.slides",
+    "histo_ssl.stain",
     "histo_ssl.views",
     "histo_ssl.backbones",
     "histo_ssl.methods",

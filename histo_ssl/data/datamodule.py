@@ -171,10 +171,17 @@ class TileDataModule(LightningDataModule):
         return StreamLoader(self.tiles, sampler, self.loading)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """Views (V tensors of (B, 3, s, s), normalised) in place of tiles, made on the training device."""
-        tiles = batch["tiles"].permute(0, 3, 1, 2)
-        views: list[Tensor] = self.views(tiles, ids=batch["ids"], epoch=batch["epoch"], seed=self.seed)
-        return {"views": views, "ids": batch["ids"], "failed": batch["failed"]}
+        """Views (V tensors of (B, 3, s, s), normalised) in place of tiles, made on the training device.
+
+        Under `not_restained` the tiles whose stain could not be normalised, by their ids.
+        """
+        made = self.views.restained(batch["tiles"].permute(0, 3, 1, 2))
+        views: list[Tensor] = self.views.of_restained(
+            made.tiles, ids=batch["ids"], epoch=batch["epoch"], seed=self.seed
+        )
+        left = batch["ids"][made.is_left_B].tolist() if self.views.stain else []
+        told = {"failed": batch["failed"], "not_restained": dict.fromkeys(left, "")}
+        return {"views": views, "ids": batch["ids"], **told}
 
 
 def _share(batch_size: int, *, n_parts: int, of: str) -> int:

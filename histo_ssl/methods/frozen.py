@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ class Feeding:
         tile_px: side of the tiles that it was trained on; None where nobody knows.
         mpp: their um/px; None where nobody knows or it saw no tissue.
         chosen_on: as of the encoder's card.
+        stain: as of the encoder's card.
     """
 
     mean: tuple[float, ...]
@@ -38,6 +40,7 @@ class Feeding:
     tile_px: int | None
     mpp: float | None
     chosen_on: tuple[str, ...] = ()
+    stain: Mapping[str, Any] | None = None
 
 
 class FrozenMethod:
@@ -151,6 +154,7 @@ class Checkpoint(FrozenMethod):
             tile_px=tile_px or weights.tile_px,
             mpp=mpp or weights.mpp,
             chosen_on=weights.chosen_on,
+            stain=weights.stain,
         )
         log.info("weights: RGB is normalised by mean %s and SD %s", feeding.mean, feeding.std)
         super().__init__(encoder=encoder, feeding=feeding)

@@ -6,6 +6,9 @@ Mean RGB alone scores over 50 % accuracy on the nine classes of CRC-100K, colour
 Letters: B tiles, s side in px, L levels of intensity, Q quantiles, H bins, D statistics per tile, N = 3 B.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,9 +49,15 @@ class ColorStatistics(nn.Module):
         ).float()
 
 
-def colour_floor(source: TileSource) -> Encoder:
-    """`ColorStatistics` as an encoder of a source's tiles, fed with plain RGB in 0-1."""
+def colour_floor(source: TileSource, *, stain: Mapping[str, Any] | None = None) -> Encoder:
+    """`ColorStatistics` as an encoder of a source's tiles, fed with plain RGB in 0-1.
+
+    Args:
+        source: of the tiles that are scored.
+        stain: what normalises their stain before, as on the card of the encoder that is scored.
+    """
     statistics = ColorStatistics()
+    made_of = {"floor": "colour", "dim": statistics.num_features, **({"stain": dict(stain)} if stain else {})}
     card = Card(
         architecture={"_target_": "histo_ssl.tasks.floors.ColorStatistics"},
         dim=statistics.num_features,
@@ -57,7 +66,8 @@ def colour_floor(source: TileSource) -> Encoder:
         tile_px=source.tile_px,
         mpp=None,
         method="colour",
-        fingerprint=fingerprint({"floor": "colour", "dim": statistics.num_features}),
+        fingerprint=fingerprint(made_of),
+        stain=stain,
     )
     return Encoder(statistics, card)
 

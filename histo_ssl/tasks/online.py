@@ -22,6 +22,7 @@ from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.reading import read_tiles
 from histo_ssl.parallel.distributed import gather, gather_objects, rank, world_size
+from histo_ssl.stain.base import Restained
 from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec
 from histo_ssl.tasks.cloud import alignment
 from histo_ssl.tasks.metrics import auc, mean_over_defined
@@ -29,7 +30,7 @@ from histo_ssl.tasks.tiles import Lesson, TileProtocol
 
 log = logging.getLogger(__name__)
 
-MakeViews = Callable[[Tensor, Tensor], list[Tensor]]  # from tiles (B, 3, S, S) and their numbers (B,)
+MakeViews = Callable[[Tensor, Tensor], list[Tensor]]  # from restained tiles (B, 3, S, S), their numbers (B,)
 Measure = Callable[[Tensor], Tensor]  # from embeddings (N, D) to a number
 Scores = dict[str, float]
 
@@ -76,6 +77,7 @@ class Surroundings:
         loading: how they are read.
         mean: subtracted from RGB in 0-1.
         std: divides it afterwards.
+        restained: normalises the stain of tiles before that.
         views: makes the views that the method trains on; None where it has fewer than two.
         measures: name -> number of the asked tiles' embeddings.
         metrics: file of one JSON object per line.
@@ -87,6 +89,7 @@ class Surroundings:
     loading: Loading
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    restained: Callable[[Tensor], Restained]
     views: MakeViews | None
     measures: Mapping[str, Measure]
     metrics: Path
@@ -122,12 +125,14 @@ class OnlineScores(Callback):
         self.best_auc = state_dict["best_auc"] if self.around.best.exists() else -1.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Read this rank's share of the tiles, once: they stay in memory as 8-bit pixels."""
+        """Read and restain this rank's share of the tiles, once: they stay in memory as 8-bit pixels."""
         place = np.arange(_share(len(self.tiles))) * world_size() + rank()
         # the last ranks repeat the last tile, so that all shares are equal
         row = self.tiles.row[np.minimum(place, len(self.tiles) - 1)]
         pixels, failed = read_tiles(self.around.source, row, loading=self.around.loading)
-        self._row, self._pixels = torch.from_numpy(row), torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        few = torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), self.spec.batch_size)
+        alike = [self.around.restained(tiles.to(pl_module.device)).tiles.cpu() for tiles in few]
+        self._row, self._pixels = torch.from_numpy(row), torch.cat(alike)
         self._leave_out({row: reason for part in gather_objects(failed) for row, reason in part.items()})
 
     def _leave_out(self, failed: Mapping[int, str]) -> None:

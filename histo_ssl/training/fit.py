@@ -14,8 +14,9 @@ from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.methods.base import NonFiniteError, SSLMethod
 from histo_ssl.methods.switches import switch_on
 from histo_ssl.parallel import ranks
+from histo_ssl.stain.base import NOT_RESTAINED
 from histo_ssl.training.checkpoints import Checkpoints, KeepCheckpoints
-from histo_ssl.training.failures import FailedTiles, SkippedSteps, named_tiles
+from histo_ssl.training.failures import FailedTiles, NotRestainedTiles, SkippedSteps, named_tiles
 from histo_ssl.training.interruption import Interruption
 from histo_ssl.training.recording import MetricsLog, ProgressLine, StepClock, StepSeed
 
@@ -69,11 +70,12 @@ def train(
     online: Callback | None,
     recording: Recording,
     limits: Limits,
-) -> int:
+) -> dict[str, int]:
     """Train to the last step, from the folder's newest sound checkpoint if there is one.
 
     Returns:
-        How many different tiles could not be read and were replaced.
+        How many different tiles could not be read and were replaced; where their stain is normalised also how
+        many were left as they are.
 
     Raises:
         Stopped: a signal ended the training; its checkpoint is written.
@@ -83,10 +85,12 @@ def train(
     """
     files = Checkpoints(folder)
     failed = FailedTiles(n_tiles=len(data.rows), max_failed_tiles=limits.max_failed_tiles)
+    left = NotRestainedTiles() if data.views.stain else None
     fitted = trainer(
         callbacks=[
             *_recording(data, online, folder=folder, recording=recording),
             failed,
+            *([left] if left else []),
             SkippedSteps(limits.max_skipped),
             *_keeping(files, data, recording),
         ],
@@ -114,7 +118,8 @@ def train(
             f"the trainer ended by itself at step {fitted.global_step} of {data.total_steps}; "
             "the same command goes on"
         )
-    return len(failed.reasons)
+    counted = {"unreadable tiles": len(failed.reasons)}
+    return {**counted, NOT_RESTAINED: len(left.reasons)} if left else counted
 
 
 def prepare(method: SSLMethod, data: TileDataModule, *, compile: bool, grad_checkpointing: bool) -> None:

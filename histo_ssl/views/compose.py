@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from histo_ssl.stain.base import Restained, StainNormaliser, restained
 from histo_ssl.views.draws import Draws, uniforms
 from histo_ssl.views.geometry import with_transposes
 from histo_ssl.views.view import COLUMNS, N_DRAWS, View, coloured, framed
@@ -22,17 +23,26 @@ DEVICE_TILES = 128  # likewise on an accelerator: bounds the memory that the win
 class Views:
     """Makes the views of a batch of tiles: SimCLR's pairs, DINO's multi-crops and all that lies between."""
 
-    def __init__(self, *, kinds: Mapping[str, View], mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        *,
+        kinds: Mapping[str, View],
+        mean: Sequence[float],
+        std: Sequence[float],
+        stain: StainNormaliser | None = None,
+    ) -> None:
         """Takes the kinds of view in the order in which their views come out.
 
         Args:
             kinds: the kinds of view; the names are for the configuration and for people.
             mean: subtracted from red, green and blue in [0, 1].
             std: divides what is left.
+            stain: gives the tiles the colours of a target before any view is made; None: they keep theirs.
         """
         self.kinds = dict(kinds)
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.stain = stain
 
     @property
     def n_views(self) -> int:
@@ -43,9 +53,17 @@ class Views:
         """Side in px of each view: [224, 224, 96, ...] for DINO's multi-crop of 256 px tiles."""
         return [kind.side_px(tile_px) for kind in self.kinds.values() for _ in range(kind.count)]
 
-    @torch.no_grad()
+    def restained(self, tiles: Tensor) -> Restained:
+        """The tiles (B, 3, S, S) uint8 in the colours that views are made of."""
+        return restained(self.stain, tiles)
+
     def __call__(self, tiles: Tensor, *, ids: Tensor, epoch: Tensor | int, seed: int) -> list[Tensor]:
-        """The normalised views of `tiles`.
+        """The views of `tiles` as they were scanned; see `of_restained`."""
+        return self.of_restained(self.restained(tiles).tiles, ids=ids, epoch=epoch, seed=seed)
+
+    @torch.no_grad()
+    def of_restained(self, tiles: Tensor, *, ids: Tensor, epoch: Tensor | int, seed: int) -> list[Tensor]:
+        """The normalised views of tiles that went through `restained`.
 
         Args:
             tiles: (B, 3, S, S) uint8.

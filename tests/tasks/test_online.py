@@ -21,6 +21,7 @@ from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
 from histo_ssl.methods.base import SSLMethod
+from histo_ssl.stain.base import restained
 from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec
 from histo_ssl.tasks.cloud import feature_sd, uniformity
 from histo_ssl.tasks.knn import Knn
@@ -55,6 +56,7 @@ def scores(
         loading=LOADING,
         mean=MEAN,
         std=STD,
+        restained=partial(restained, None),
         views=views,
         measures={"uniformity": uniformity, "feature_sd": feature_sd},
         metrics=folder / METRICS,

@@ -1,0 +1,1 @@
+"""Tiles as if one laboratory had stained them all: a pure function of each tile."""

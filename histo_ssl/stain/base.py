@@ -5,6 +5,7 @@ B: tiles; S: side of a tile; P: pixels of an image.
 
 import importlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -110,16 +111,20 @@ def check_numbers(normaliser: StainNormaliser, **shapes: tuple[int, ...]) -> Non
     """Stop at a number that no tile could be normalised with.
 
     Args:
-        normaliser: whose other numbers are all checked to be above 0, shares to be below 1.
-        shapes: of its lists of numbers, by name.
+        normaliser: whose numbers are all checked to be above 0 but for `means`, shares to be below 1.
+        shapes: of its lists of numbers, by name; the others are single.
 
     Raises:
         ValueError: names it.
     """
     for name, value in asdict(normaliser).items():
-        array = torch.as_tensor(value, dtype=torch.float64)
         shape = shapes.get(name, ())
+        try:
+            array = torch.tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError):
+            array = torch.tensor(math.nan)
         if tuple(array.shape) != shape or not array.isfinite().all():
             raise ValueError(f"stain: {name}={value}: numbers of the shape {shape or 1} are expected")
-        if name not in shapes and not (array > 0 and (array < 1 or not name.endswith(("_tail", "_tissue")))):
+        limit = 1.0 if name.endswith(("_tail", "_tissue")) else math.inf
+        if name != "means" and not ((array > 0) & (array < limit)).all():
             raise ValueError(f"stain: {name}={value}: above 0 is expected, and below 1 for a share")

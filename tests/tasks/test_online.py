@@ -256,7 +256,7 @@ def one_of_ranks(
     views = lambda tiles, ids: [tiles / 255, (tiles / 255).flip(2)]  # noqa: E731
     online = scores(source, Path(folder), views=views, tiles=tiles)
     encoder = Mean()
-    online.on_train_start(None, None)  # type: ignore[arg-type]
+    online.on_train_start(None, LightningModule())  # type: ignore[arg-type]
     with evaluating(encoder):
         found = online._scores(encoder, device=torch.device("cpu"))
     torch.save(found, Path(folder) / f"{n_ranks}-{number}.pt")
@@ -315,7 +315,7 @@ def test_where_too_few_tiles_can_be_read_the_training_goes_on_without_scores(
     source, tiles = image_source(N_TILES), chosen()
     is_whole = torn(source, tiles, np.flatnonzero(tiles.class_of[:N_ASKED] == 0).tolist())
     online = scores(source, tmp_path)
-    online.on_train_start(None, None)  # type: ignore[arg-type]
+    online.on_train_start(None, LightningModule())  # type: ignore[arg-type]
     n_torn = int((~is_whole).sum())
     assert online.times == 0
     assert f"{n_torn} of {N_TILES} tiles can't be read, too many to score this training" in caplog.text

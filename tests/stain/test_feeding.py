@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from histo_ssl import stages
 from histo_ssl.config.plan import Plan
 from histo_ssl.config.preflight import prepared
+from histo_ssl.data.datamodule import TileDataModule
+from histo_ssl.data.loading import Loading
 from histo_ssl.data.sources import open_source
 from histo_ssl.embed import load_embeddings
 from histo_ssl.embeddings import UNREADABLE
@@ -66,6 +68,29 @@ def test_views_are_those_of_restained_tiles(views: Views, normaliser: Make) -> N
     made = with_stain(tiles, ids=ids, epoch=1, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
     assert not torch.equal(made[0], views(tiles, ids=ids, epoch=1, seed=2)[0])
+
+
+def test_training_sees_views_of_restained_tiles_and_names_those_that_were_left(
+    views: Views, normaliser: Make, image_source: Make
+) -> None:
+    tiles, spec = _tiles(), normaliser("macenko")
+    source = image_source(N_TILES)
+    data = TileDataModule(
+        source=source,
+        rows=np.arange(N_TILES),
+        views=Views(kinds=views.kinds, mean=views.mean, std=views.std, stain=spec),
+        batch_size=4,
+        epochs=1,
+        accumulate=1,
+        seed=3,
+        loading=Loading(n_workers=0, start_method="fork", timeout_s=0),
+    )
+    ids = torch.arange(N_TILES) + 100
+    batch = {"tiles": tiles.permute(0, 2, 3, 1), "ids": ids, "epoch": torch.zeros_like(ids), "failed": {}}
+    made = data.on_after_batch_transfer(batch, 0)
+    expected = views(restained(spec, tiles).tiles, ids=ids, epoch=0, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(made["views"], expected, strict=True))
+    assert [*made["not_restained"]] == ids[-N_GLASS:].tolist()
 
 
 @pytest.mark.slow
@@ -135,9 +160,7 @@ def test_scores_while_training_goes_on_are_of_restained_tiles(
     tiles = ChosenTiles(row=row, class_of=row % 2, group=row, n_asked=4, n_classes=2, names=[])
     around = Surroundings(
         source=source,
-        loading=instantiate(
-            {"_target_": "histo_ssl.data.loading.Loading", **compose().group("loader"), "n_workers": 0}
-        ),
+        loading=Loading(n_workers=0, start_method="fork", timeout_s=0),
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         restained=partial(restained, spec),

@@ -1,6 +1,11 @@
 """The vote of the k nearest neighbours, in chunks, on any device.
 
-Letters: N training tiles, M test tiles, B test tiles at a time, D width, K neighbours, C classes.
+All distances are only estimated, in float32; what can't be among the nearest by the bound of the estimates'
+error is left out, and the few pairs that are left are compared by distances in float64. So the neighbours are
+those of float64, at the cost of float32.
+
+Letters: N training tiles, M test tiles, B test tiles at a time, S training tiles in a sample, J at a time,
+D width, K neighbours, P pairs, C classes.
 """
 
 from dataclasses import dataclass
@@ -13,9 +18,10 @@ from torch import Tensor
 Metric = Literal["cosine", "euclidean"]
 Weighting = Literal["softmax", "uniform"]
 
-# In float64 a squared distance is off by some 1e-16 of the squared length of its row; less than this share of
-# it is taken for 0.
+# In float64 1 - cosine is off by some 1e-16; less than this is taken for 0.
 ROUNDING = 1e-12
+BLOCK_COLUMNS = 2048  # J: 512 x J numbers fit into a processor's cache, 512 x N don't
+SAMPLED = 16  # of so many training tiles one is in the sample, whose nearest bound the search among all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,60 +68,113 @@ def knn_scores(
         test_MD: embeddings of the test tiles, on the same device.
         n_classes: width of the result.
         protocol: of at least as many neighbours as there are training tiles: all of them vote.
-        chunk_rows: test tiles compared at a time; memory grows with chunk_rows x N.
+        chunk_rows: test tiles compared at a time; memory grows with it.
 
     Returns:
         (M, C) float64, rows sum to 1: 5 uniform neighbours of classes 0, 0, 2, 0, 2 give (.6, 0, .4).
     """
-    origin_D = train_ND[0]
-    train_placed_ND = _placed(train_ND, origin_D, protocol.metric)
-    train_square_N = _square(train_placed_ND)
-    voter_NC = F.one_hot(train_labels_N, n_classes).double()
     k = min(protocol.k, len(train_ND))
+    train = _Train(train_ND, metric=protocol.metric)
+    voter_NC = F.one_hot(train_labels_N, n_classes).double()
     votes = [torch.zeros(0, n_classes, dtype=torch.float64, device=train_ND.device)]
     for start in range(0, len(test_MD), chunk_rows):
-        test_BD = _placed(test_MD[start : start + chunk_rows], origin_D, protocol.metric)
-        far_BN = _remoteness(test_BD, train_placed_ND, train_square_N, metric=protocol.metric)
-        index_BK = _nearest(far_BN, k)
-        weight_BK = _weights(far_BN.gather(1, index_BK).double(), protocol)
+        far_BK, index_BK = train.nearest(test_MD[start : start + chunk_rows], k)
+        weight_BK = _weights(far_BK.double(), protocol)
         votes.append(torch.einsum("bk,bkc->bc", weight_BK, voter_NC[index_BK]))
     votes_MC = torch.cat(votes)
     return votes_MC / votes_MC.sum(dim=1, keepdim=True)
 
 
-def _placed(x_ND: Tensor, origin_D: Tensor, metric: Metric) -> Tensor:
-    """Embeddings in float64: of length 1 for "cosine" (0 stays 0), seen from `origin_D` for "euclidean".
+class _Train:
+    """Training tiles among which neighbours are found."""
 
-    The further points lie from the origin, the more digits their distances lose, so a training tile becomes
-    the origin. A mean would serve as well, but its rounding would part distances that are equal.
-    """
-    return F.normalize(x_ND.double(), dim=1) if metric == "cosine" else x_ND.double() - origin_D.double()
+    def __init__(self, train_ND: Tensor, *, metric: Metric) -> None:
+        self.metric = metric
+        self.train_ND = train_ND
+        self.origin_D = train_ND[0].double()
+        parts = [self._placed(few_JD) for few_JD in torch.split(train_ND, BLOCK_COLUMNS)]
+        # the longest gets length 1, so that no square leaves the range of float32
+        longest = torch.stack([_square(part_JD).max() for part_JD in parts]).max().sqrt()
+        self.scale = 1 / longest.clamp(min=torch.finfo(torch.float32).tiny)
+        self.rough_ND = torch.cat([(part_JD * self.scale).float() for part_JD in parts])
+        is_cosine = metric == "cosine"  # of rows of length 1 the products rank alone
+        self.square_N = self.rough_ND.new_zeros(len(train_ND)) if is_cosine else _square(self.rough_ND)
+
+    def nearest(self, test_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """How far the k nearest are (B, K), float32, as of `_exactly`, and their numbers, near ones first."""
+        rough_BD = (self._placed(test_BD) * self.scale).float()
+        # A sum of D products is off by D eps of the product of the lengths at most (Higham, Accuracy and
+        # Stability of Numerical Algorithms, 2002, eq. 3.5), doubled here; the rest is for casts and squares.
+        error = (2 * rough_BD.shape[1] + 16) * torch.finfo(torch.float32).eps
+        error_B = error * (1 + _square(rough_BD).sqrt())
+        row_P, column_P = self._candidates(rough_BD, error_B, k)
+        far_P = self._exactly(test_BD, row_P, column_P)
+        first_B, order_P = _by_row(row_P, far_P, n_rows=len(test_BD))
+        chosen_BK = order_P[first_B[:, None] + torch.arange(k, device=row_P.device)]
+        return far_P[chosen_BK], column_P[chosen_BK]
+
+    def _placed(self, x_ND: Tensor) -> Tensor:
+        """Embeddings in float64: of length 1 for "cosine" (0 stays 0), seen from the origin for "euclidean".
+
+        The further points lie from the origin, the more digits their distances lose, so that a training tile
+        becomes the origin.
+        """
+        x_ND = x_ND.double()
+        return F.normalize(x_ND, dim=1) if self.metric == "cosine" else x_ND - self.origin_D
+
+    def _candidates(self, rough_BD: Tensor, error_B: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns (P,) of all pairs that may be among the k nearest of their row, by columns."""
+        stride = max(1, min(SAMPLED, len(self.rough_ND) // k))
+        sample_BS = self._estimates(rough_BD, slice(None, None, stride))
+        # the k-th of some tiles is no nearer than the k-th of all; both estimates may be off
+        limit_B = sample_BS.topk(k, largest=False).values[:, -1] + 2 * error_B
+        found = [self._within(limit_B, rough_BD, i) for i in range(0, len(self.rough_ND), BLOCK_COLUMNS)]
+        row_P, column_P, rough_P = (torch.cat(parts) for parts in zip(*found, strict=True))
+        first_B, order_P = _by_row(row_P, rough_P, n_rows=len(rough_BD))
+        limit_B = rough_P[order_P[first_B + k - 1]] + 2 * error_B
+        is_near_P = rough_P <= limit_B[row_P]
+        return row_P[is_near_P], column_P[is_near_P]
+
+    def _within(self, limit_B: Tensor, rough_BD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, columns and estimates of the pairs in a block of columns that lie within the limit."""
+        rough_BJ = self._estimates(rough_BD, slice(start, start + BLOCK_COLUMNS))
+        row_P, column_P = (rough_BJ <= limit_B[:, None]).nonzero(as_tuple=True)
+        return row_P, column_P + start, rough_BJ[row_P, column_P]
+
+    def _estimates(self, rough_BD: Tensor, columns: slice) -> Tensor:
+        """Squared distances of the scaled rows, less the tests' own squares and halved; (B, J) float32."""
+        return torch.addmm(self.square_N[columns], rough_BD, self.rough_ND[columns].T, beta=0.5, alpha=-1)
+
+    def _exactly(self, test_BD: Tensor, row_P: Tensor, column_P: Tensor) -> Tensor:
+        """What ranks pairs, (P,) float32: 1 - cosine similarity, or the squared Euclidean distance."""
+        parts = [
+            _far(test_BD[rows], self.train_ND[columns], self.metric)
+            for rows, columns in zip(
+                torch.split(row_P, BLOCK_COLUMNS), torch.split(column_P, BLOCK_COLUMNS), strict=True
+            )
+        ]
+        return torch.cat(parts).float()
 
 
-def _remoteness(a_BD: Tensor, b_ND: Tensor, square_N: Tensor, *, metric: Metric) -> Tensor:
-    """What ranks neighbours, (B, N) float32: 1 - cosine similarity, or the squared Euclidean distance."""
-    square_B1 = _square(a_BD)[:, None]
-    # In place: fresh buffers of this size cost more time than the arithmetic.
-    if metric == "cosine":
-        far_BN = (a_BD @ b_ND.T).neg_().add_(1)
-    else:
-        far_BN = torch.addmm(square_N, a_BD, b_ND.T, alpha=-2).add_(square_B1)
-    return far_BN.masked_fill_(far_BN <= ROUNDING * square_B1, 0).float()
+def _far(a_PD: Tensor, b_PD: Tensor, metric: Metric) -> Tensor:
+    a_PD, b_PD = a_PD.double(), b_PD.double()
+    if metric == "euclidean":
+        return _square(a_PD - b_PD)
+    far_P = 1 - (F.normalize(a_PD, dim=1) * F.normalize(b_PD, dim=1)).sum(dim=1)
+    return far_P.masked_fill_(far_P <= ROUNDING, 0)
+
+
+def _by_row(row_P: Tensor, value_P: Tensor, *, n_rows: int) -> tuple[Tensor, Tensor]:
+    """Order (P,) by row, then by value, then as they came; and where each row begins in it, (B,)."""
+    by_value_P = value_P.argsort(stable=True)
+    order_P = by_value_P[row_P[by_value_P].argsort(stable=True)]
+    n_B = torch.bincount(row_P, minlength=n_rows)
+    return n_B.cumsum(0) - n_B, order_P
 
 
 def _square(x_ND: Tensor) -> Tensor:
     """Squared lengths (N,)."""
     return x_ND.square().sum(dim=1)
-
-
-def _nearest(far_BN: Tensor, k: int) -> Tensor:
-    """Columns (B, K) of the k smallest numbers; of equals at the border the lower columns."""
-    nearest = far_BN.topk(k, largest=False)
-    index_BK = nearest.indices
-    # topk takes any of several equals: rows where the k-th has an equal outside are sorted in full.
-    is_open_B = (far_BN <= nearest.values[:, -1:]).sum(dim=1) > k
-    index_BK[is_open_B] = far_BN[is_open_B].sort(dim=1, stable=True).indices[:, :k]
-    return index_BK
 
 
 def _weights(far_BK: Tensor, protocol: KnnProtocol) -> Tensor:

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from histo_ssl.tasks import neighbors
 from histo_ssl.tasks.neighbors import KnnProtocol, knn_scores
 
 TEMPERATURE = 0.07
@@ -98,6 +100,51 @@ def test_an_embedding_of_zeros_has_no_direction_and_no_effect_on_others() -> Non
         train[:5], labels[:5], test, n_classes=3, protocol=KnnProtocol(k=5, **COSINE), chunk_rows=2
     )
     assert (found[:2, 0] / found[:2, 1]).tolist() == pytest.approx((without[:2, 0] / without[:2, 1]).tolist())
+
+
+@pytest.mark.parametrize("setting", [COSINE, EUCLIDEAN])
+@pytest.mark.parametrize("case", ["sorted", "crowded", "outlier", "huge", "tiny", "few"])
+def test_what_is_left_out_by_estimates_is_never_a_neighbour(
+    setting: dict, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbors, "BLOCK_COLUMNS", 32)
+    train, test, k = _random(700, D=16).double(), _random(30, D=16, seed=2).double(), 7
+    if case == "sorted":  # by distance from one tile, so that blocks are nothing like each other
+        train = train[(train - test[0]).norm(dim=1).argsort()]
+    elif case == "crowded":  # float32 can't part them, float64 can
+        train = train[:1] + 1e-4 * train
+        test = train[:1] + 1e-4 * test
+    elif case == "outlier":
+        train[5] *= 1e12
+    elif case == "huge":
+        train, test = train * 1e25, test * 1e25  # whose squares float32 has no room for
+    elif case == "tiny":
+        train, test = train * 1e-10, test * 1e-10
+    else:
+        k = 650
+    labels = torch.arange(700)  # each tile votes for itself
+    protocol = KnnProtocol(k=k, **{**setting, "weighting": "uniform", "temperature": None})
+    votes = knn_scores(train, labels, test, n_classes=700, protocol=protocol, chunk_rows=11)
+    if setting is COSINE:
+        far = 1 - F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
+    else:
+        far = (test[:, None] - train[None]).square().sum(dim=2)
+    expected = far.argsort(dim=1)[:, :k].sort(dim=1).values
+    found = [row.nonzero().flatten().tolist() for row in votes]
+    wrong = [i for i in range(30) if found[i] != expected[i].tolist()]
+    gap = (far.sort(dim=1).values[:, k] - far.sort(dim=1).values[:, k - 1]) / far.max(dim=1).values
+    # of what float32 can't tell apart the earlier one counts
+    assert [i for i in wrong if gap[i] > 1e-6] == []
+    assert len(wrong) <= (30 if case in ("crowded", "outlier") else 0)
+
+
+def test_a_class_that_no_training_tile_has_gets_no_vote() -> None:
+    train, test = _random(20), _random(6, seed=2)
+    labels = torch.tensor([0, 3] * 10)
+    found = knn_scores(train, labels, test, n_classes=5, protocol=KnnProtocol(k=4, **EUCLIDEAN), chunk_rows=4)
+    reference = KNeighborsClassifier(4, algorithm="brute").fit(train.double(), labels)
+    np.testing.assert_allclose(found[:, [0, 3]], reference.predict_proba(test.double()))
+    assert found[:, [1, 2, 4]].abs().sum() == 0
 
 
 def test_no_test_tiles_give_no_rows() -> None:

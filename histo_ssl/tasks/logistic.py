@@ -69,7 +69,7 @@ class Logistic:
         by_rule = lesson.features_ND.shape[1] * lesson.n_classes / RULE
         if self.strengths is None:
             return by_rule, []
-        n_folds = min(self.n_folds, _fewest_groups(lesson))
+        n_folds = min(self.n_folds, fewest_groups(lesson))
         if n_folds < 2:
             return by_rule, ["has a class of one patient (or slide) in train: C follows UNI's rule, unchosen"]
         folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=self.seed)
@@ -86,7 +86,7 @@ class Logistic:
         return float(search.best_params_["logisticregression__C"]), []
 
 
-def _fewest_groups(lesson: Lesson) -> int:
+def fewest_groups(lesson: Lesson) -> int:
     """Of all classes the smallest number of patients (or slides) that have it in train."""
     n_groups = [len(np.unique(lesson.group_N[lesson.class_N == c])) for c in range(lesson.n_classes)]
     return min(n_groups)

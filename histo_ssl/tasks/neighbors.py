@@ -85,6 +85,22 @@ def knn_scores(
     return votes_MC / votes_MC.sum(dim=1, keepdim=True)
 
 
+@torch.inference_mode()
+def nearest_tiles(train_ND: Tensor, test_MD: Tensor, *, k: int, metric: Metric, chunk_rows: int) -> Tensor:
+    """Numbers (M, K) of the k nearest training tiles, near ones first; of equally far ones the earlier.
+
+    Args:
+        train_ND: embeddings of the training tiles, k or more.
+        test_MD: embeddings of the test tiles, on the same device.
+        k: neighbours of each.
+        metric: what is near.
+        chunk_rows: as of `knn_scores`.
+    """
+    train = _Train(train_ND, metric=metric)
+    parts = [train.nearest(test_BD, k)[1] for test_BD in torch.split(test_MD, chunk_rows)]
+    return torch.cat(parts)
+
+
 class _Train:
     """Training tiles among which neighbours are found."""
 

@@ -8,10 +8,10 @@ A class that a resample lacks is left out of its means. To leave out such resamp
 and is worse: with 3 patients and rare classes, a 95 % interval of balanced accuracy then held the truth in
 45 % of simulated test sets, and does in 73 % this way.
 
-Letters: M test tiles, C classes, G groups, R weightings, K scores.
+Letters: M test tiles, C classes, G groups, R resamples, K scores.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,42 +59,103 @@ class Predictions:
         return n_GCC
 
 
-def scores_of(
-    predictions: Predictions, *, subject: str, protocol: str, n_bootstrap: int, seed: int
-) -> list[Score]:
-    """Accuracy, balanced accuracy, macro F1, macro AUC and one-vs-rest AUC of each class, with intervals.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is scored, and how its intervals are made."""
 
-    Args:
-        predictions: of the test tiles.
-        subject: whose embeddings these are.
-        protocol: how they were scored.
-        n_bootstrap: number of resamples.
-        seed: of the resamples; the same groups are drawn for every subject and protocol.
+    subject: str  # whose embeddings these are
+    protocol: str  # how they were scored
+    n_bootstrap: int  # number of resamples
+    seed: int  # of the resamples; the same groups are drawn for every subject and protocol
+
+
+def scores_of(predictions: Predictions, asked: Asked) -> list[Score]:
+    """Accuracy, balanced accuracy, macro F1, macro AUC and one-vs-rest AUC of each class, with intervals.
 
     Returns:
         4 + C scores. The interval is NaN where nothing can vary: with one group in the test, and for a class
         that one group has alone or whose rest is in one group.
     """
-    n_GCC = predictions.confusion_GCC()
-    blocks = _weights(len(n_GCC), n_bootstrap=n_bootstrap, seed=seed, n_tiles=len(predictions.truth_M))
-    values_RK = np.concatenate([_values(predictions, n_GCC, w_RG) for w_RG in blocks])
+    return episode_scores([predictions], asked)
+
+
+def episode_scores(episodes: Sequence[Predictions], asked: Asked) -> list[Score]:
+    """The same of a classifier that was made again and again, each time from other training tiles: the means.
+
+    Each resample is of one episode, so that the interval holds both: other patients in the test, and other
+    tiles to learn from.
+
+    Args:
+        episodes: predictions of the same test tiles, by each classifier.
+        asked: whose they are.
+    """
+    n_GCC = episodes[0].confusion_GCC()
+    value_K = np.mean(
+        [_values(one, one.confusion_GCC(), np.ones((1, len(n_GCC))))[0] for one in episodes], axis=0
+    )
+    shares = [
+        asked.n_bootstrap // len(episodes) + (e < asked.n_bootstrap % len(episodes))
+        for e in range(len(episodes))
+    ]
+    values_RK = np.concatenate(
+        [
+            _values(one, one.confusion_GCC(), w_RG)
+            for e, (one, n_drawn) in enumerate(zip(episodes, shares, strict=True))
+            for w_RG in _weights(
+                len(n_GCC), n=n_drawn, seed=[asked.seed, e] if e else asked.seed, n_tiles=len(one.truth_M)
+            )
+        ]
+    )
     names = [("accuracy", ""), ("balanced_accuracy", ""), ("macro_f1", ""), ("auc", "")]
-    names += [("auc", name) for name in predictions.classes]
+    names += [("auc", name) for name in episodes[0].classes]
     varies_C = _n_groups_each_side(n_GCC).min(axis=0) > 1
     varies_K = [*[len(n_GCC) > 1] * 3, bool(varies_C.any()), *varies_C.tolist()]
-    rows = zip(names, values_RK.T, varies_K, _chances(n_GCC), strict=True)
+    rows = zip(names, value_K, values_RK.T, varies_K, _chances(n_GCC), strict=True)
     return [
         Score(
-            subject=subject,
-            protocol=protocol,
+            subject=asked.subject,
+            protocol=asked.protocol,
             metric=metric,
             label=label,
-            value=float(values_R[0]),
-            low=_percentile(values_R[1:], INTERVAL_PERCENT[0]) if varies else np.nan,
-            high=_percentile(values_R[1:], INTERVAL_PERCENT[1]) if varies else np.nan,
+            value=float(value),
+            low=_percentile(values_R, INTERVAL_PERCENT[0]) if varies else np.nan,
+            high=_percentile(values_R, INTERVAL_PERCENT[1]) if varies else np.nan,
             chance=chance,
         )
-        for (metric, label), values_R, varies, chance in rows
+        for (metric, label), value, values_R, varies, chance in rows
+    ]
+
+
+def mean_scores(
+    values: Mapping[str, Floats], chances: Mapping[str, float], group_M: Ints, *, asked: Asked
+) -> list[Score]:
+    """Means over the test tiles of what each has a value of, by metric, with intervals as of `scores_of`.
+
+    Args:
+        values: of each test tile, (M,), by metric.
+        chances: what guessing reaches, by metric.
+        group_M: 0 to G - 1, each of which has a tile.
+        asked: whose they are.
+    """
+    n_groups = int(group_M.max()) + 1
+    value_MK = np.column_stack(list(values.values()))
+    sum_GK = np.zeros((n_groups, len(values)))
+    np.add.at(sum_GK, group_M, value_MK)
+    n_G = np.bincount(group_M, minlength=n_groups)
+    blocks = _weights(n_groups, n=asked.n_bootstrap, seed=asked.seed, n_tiles=len(group_M))
+    drawn_RK = np.concatenate([(w_RG @ sum_GK) / (w_RG @ n_G)[:, None] for w_RG in blocks])
+    return [
+        Score(
+            subject=asked.subject,
+            protocol=asked.protocol,
+            metric=metric,
+            label="",
+            value=float(value_M.mean()),
+            low=_percentile(drawn_R, INTERVAL_PERCENT[0]) if n_groups > 1 else np.nan,
+            high=_percentile(drawn_R, INTERVAL_PERCENT[1]) if n_groups > 1 else np.nan,
+            chance=chances[metric],
+        )
+        for metric, value_M, drawn_R in zip(values, value_MK.T, drawn_RK.T, strict=True)
     ]
 
 
@@ -126,13 +187,12 @@ def _values(predictions: Predictions, n_GCC: Floats, w_RG: Floats) -> Floats:
     return np.column_stack([*means, auc_RC])
 
 
-def _weights(n_groups: int, *, n_bootstrap: int, seed: int, n_tiles: int) -> Iterator[Floats]:
-    """How often each group (R, G) is in the test set, then in each resample, in blocks of rows."""
-    yield np.ones((1, n_groups))
+def _weights(n_groups: int, *, n: int, seed: int | list[int], n_tiles: int) -> Iterator[Floats]:
+    """How often each group (R, G) is in each of n resamples, in blocks of rows."""
     rng = np.random.default_rng(seed)
     n_rows = max(1, BLOCK_NUMBERS // n_tiles)
-    for start in range(0, n_bootstrap, n_rows):
-        drawn_RG = rng.integers(n_groups, size=(min(n_rows, n_bootstrap - start), n_groups))
+    for start in range(0, n, n_rows):
+        drawn_RG = rng.integers(n_groups, size=(min(n_rows, n - start), n_groups))
         cell_RG = drawn_RG + n_groups * np.arange(len(drawn_RG))[:, None]
         yield np.bincount(cell_RG.ravel(), minlength=cell_RG.size).reshape(cell_RG.shape).astype(np.float64)
 

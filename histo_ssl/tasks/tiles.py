@@ -5,8 +5,8 @@ are the task's, so that all protocols are held to the same.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.base import METRICS, Score, TaskResult, table_of
-from histo_ssl.tasks.scores import Predictions, cautions, scores_of
+from histo_ssl.tasks.scores import Asked, Predictions, cautions, episode_scores, mean_scores
 from histo_ssl.tasks.splits import Split, split_tiles
 
 
@@ -28,11 +28,44 @@ class Lesson:
     n_classes: int  # C, 2 or more
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """What a protocol is asked: M test tiles, and what would be right."""
+
+    features_MD: NDArray[np.float32]
+    class_M: NDArray[np.int64]  # 0 to C - 1
+    group_M: NDArray[np.int64]  # 0 to G - 1, each of which has a tile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieved:
+    """What was found for each of M test tiles among the training tiles."""
+
+    values: Mapping[str, NDArray[np.float64]]  # by metric, (M,)
+    chances: Mapping[str, float]  # by metric: what a random order reaches
+    nearest_M: NDArray[np.int64]  # class of the first that was found
+
+
 class TileProtocol(Protocol):
     """A way from embeddings to classes."""
 
     def classify(self, lesson: Lesson, test_MD: NDArray[np.float32]) -> tuple[NDArray[np.float64], list[str]]:
-        """Class scores (M, C) of test tiles, higher is likelier, and what a reader of them must know."""
+        """Class scores of test tiles, higher is likelier, and what a reader of them must know.
+
+        They are (M, C), or (E, M, C) of a classifier that was made E times from other training tiles.
+        """
+
+
+@runtime_checkable
+class Retrieval(Protocol):
+    """A way from embeddings to tiles that are alike."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the values that each test tile has."""
+
+    def retrieve(self, lesson: Lesson, exam: Exam) -> Retrieved:
+        """How good the training tiles are that each test tile finds, by the protocol's own metrics."""
 
 
 class TileTask:
@@ -41,16 +74,18 @@ class TileTask:
     def __init__(
         self,
         *,
-        protocols: Mapping[str, TileProtocol],
+        protocols: Mapping[str, TileProtocol | Retrieval],
         primary: tuple[str, str],
         test_share: float,
         n_bootstrap: int,
         seed: int,
     ) -> None:
-        if primary[0] not in protocols or primary[1] not in METRICS:
+        chosen = protocols.get(primary[0])
+        metrics = chosen.metrics if isinstance(chosen, Retrieval) else METRICS
+        if primary[0] not in protocols or primary[1] not in metrics:
             raise ValueError(
                 f"task.protocol.primary={list(primary)}: expected a protocol ({', '.join(protocols)}) and "
-                f"a metric ({', '.join(METRICS)})"
+                f"a metric ({', '.join(metrics)})"
             )
         if not 0 < test_share < 1 or n_bootstrap < 1:
             raise ValueError(
@@ -77,18 +112,24 @@ class TileTask:
             return self._nothing(reason)
         split = self.split(labelled)
         classes = _classes(labelled.label, split)
-        predictions, notes = self._predictions(labelled, split, classes=classes)
+        lesson, exam = _lesson_and_exam(labelled, split, classes)
         tiles = table_of(labelled.subset(split.test)).assign(subject=subject)
+        found = {
+            name: self._outcome(name, protocol, lesson=lesson, exam=exam, classes=classes, subject=subject)
+            for name, protocol in self.protocols.items()
+        }
         return TaskResult(
-            scores=[
-                score for name, found in predictions.items() for score in self._scores(found, subject, name)
-            ],
+            scores=[score for one in found.values() for score in one.scores],
             predictions=pd.concat(
-                [_predicted(found, tiles, name) for name, found in predictions.items()], ignore_index=True
+                [tiles.assign(protocol=name, **one.columns) for name, one in found.items()], ignore_index=True
             ),
-            confusion={name: _confusion(found) for name, found in predictions.items()},
+            confusion={name: one.confusion for name, one in found.items() if one.confusion},
             classes=classes,
-            notes=[*split.notes, *notes, *cautions(next(iter(predictions.values())))],
+            notes=[
+                *split.notes,
+                *(note for one in found.values() for note in one.notes),
+                *cautions(_right(exam, classes)),
+            ],
             counts=_counts(split),
             primary=self.primary,
         )
@@ -111,30 +152,33 @@ class TileTask:
         """
         return split_tiles(labelled, test_share=self.test_share, seed=self.seed)
 
-    def _predictions(
-        self, tiles: EmbeddingSet, split: Split, *, classes: list[str]
-    ) -> tuple[dict[str, Predictions], list[str]]:
-        """Test tiles as each protocol sees them, by its name, and what the protocols want to be known."""
-        truth = np.searchsorted(classes, tiles.label)
-        group = np.unique(split.group[split.test], return_inverse=True)[1]
-        lesson = Lesson(
-            features_ND=tiles.features[split.train],
-            class_N=truth[split.train],
-            group_N=split.group[split.train],
-            n_classes=len(classes),
-        )
-        predictions, notes = {}, []
-        for name, protocol in self.protocols.items():
-            score_MC, said = protocol.classify(lesson, tiles.features[split.test])
-            predictions[name] = Predictions(
-                score_MC=score_MC, truth_M=truth[split.test], group_M=group, classes=classes
-            )
-            notes += [f"{name} {sentence}" for sentence in said]
-        return predictions, notes
-
-    def _scores(self, predictions: Predictions, subject: str, protocol: str) -> list[Score]:
-        return scores_of(
-            predictions, subject=subject, protocol=protocol, n_bootstrap=self.n_bootstrap, seed=self.seed
+    def _outcome(
+        self,
+        name: str,
+        protocol: TileProtocol | Retrieval,
+        *,
+        lesson: Lesson,
+        exam: Exam,
+        classes: list[str],
+        subject: str,
+    ) -> "_Outcome":
+        asked = Asked(subject=subject, protocol=name, n_bootstrap=self.n_bootstrap, seed=self.seed)
+        if isinstance(protocol, Retrieval):
+            got = protocol.retrieve(lesson, exam)
+            scores = mean_scores(got.values, got.chances, exam.group_M, asked=asked)
+            columns = {"predicted": np.array(classes)[got.nearest_M], **got.values}
+            return _Outcome(scores=scores, columns=columns, confusion=[], notes=[])
+        score_EMC, said = protocol.classify(lesson, exam.features_MD)
+        episodes = [
+            Predictions(score_MC=score_MC, truth_M=exam.class_M, group_M=exam.group_M, classes=classes)
+            for score_MC in (score_EMC if score_EMC.ndim == 3 else score_EMC[None])
+        ]
+        whole = replace(episodes[0], score_MC=np.mean([one.score_MC for one in episodes], axis=0))
+        return _Outcome(
+            scores=episode_scores(episodes, asked),
+            columns=_columns(whole),
+            confusion=_confusion(whole),
+            notes=[f"{name} {sentence}" for sentence in said],
         )
 
     def _nothing(self, reason: str) -> TaskResult:
@@ -148,6 +192,38 @@ class TileTask:
             primary=self.primary,
             notes=[f"{reason}: nothing to score"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What came of one protocol."""
+
+    scores: list[Score]
+    columns: dict[str, NDArray[Any]]  # of the table of predictions, (M,) each
+    confusion: list[list[int]]  # empty where there are no classes to confuse
+    notes: list[str]
+
+
+def _lesson_and_exam(tiles: EmbeddingSet, split: Split, classes: list[str]) -> tuple[Lesson, Exam]:
+    truth = np.searchsorted(classes, tiles.label)
+    lesson = Lesson(
+        features_ND=tiles.features[split.train],
+        class_N=truth[split.train],
+        group_N=split.group[split.train],
+        n_classes=len(classes),
+    )
+    exam = Exam(
+        features_MD=tiles.features[split.test],
+        class_M=truth[split.test],
+        group_M=np.unique(split.group[split.test], return_inverse=True)[1],
+    )
+    return lesson, exam
+
+
+def _right(exam: Exam, classes: list[str]) -> Predictions:
+    """What somebody would predict who knows the truth."""
+    score_MC = np.eye(len(classes))[exam.class_M]
+    return Predictions(score_MC=score_MC, truth_M=exam.class_M, group_M=exam.group_M, classes=classes)
 
 
 def _why_nothing(labelled: EmbeddingSet) -> str:
@@ -184,11 +260,11 @@ def _counts(split: Split) -> dict[str, int]:
     return tiles | {f"n_{name}_groups": split.n_groups(part) for name, part in parts.items()}
 
 
-def _predicted(predictions: Predictions, tiles: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Test tiles with the class they were given and the score of each class."""
+def _columns(predictions: Predictions) -> dict[str, NDArray[Any]]:
+    """The class that each test tile was given, and the score of each class."""
     classes = np.array(predictions.classes)
     scores = {f"score_{name}": column for name, column in zip(classes, predictions.score_MC.T, strict=True)}
-    return tiles.assign(protocol=protocol, predicted=classes[predictions.predicted_M], **scores)
+    return {"predicted": classes[predictions.predicted_M], **scores}
 
 
 def _confusion(predictions: Predictions) -> list[list[int]]:

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from histo_ssl.tasks.base import Score
-from histo_ssl.tasks.scores import Predictions, cautions, scores_of
+from histo_ssl.tasks.scores import Asked, Predictions, cautions, scores_of
 
 N_BOOTSTRAP = 1000
 
@@ -28,7 +28,8 @@ def _predictions(
 def _scores(
     predictions: Predictions, *, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP
 ) -> dict[tuple[str, str], Score]:
-    found = scores_of(predictions, subject="encoder", protocol="p", n_bootstrap=n_bootstrap, seed=seed)
+    asked = Asked(subject="encoder", protocol="p", n_bootstrap=n_bootstrap, seed=seed)
+    found = scores_of(predictions, asked)
     return {(score.metric, score.label): score for score in found}
 
 

@@ -46,8 +46,8 @@ def test_the_configured_protocols_are_dinos_and_the_studys(
 ) -> None:
     knn = configured("knn")
     assert knn.protocols == {
-        "weighted_k20": Knn(k=20, metric="cosine", weighting="softmax", temperature=0.07, chunk_rows=128),
-        "euclidean_k5": Knn(k=5, metric="euclidean", weighting="uniform", temperature=None, chunk_rows=128),
+        "weighted_k20": Knn(k=20, metric="cosine", weighting="softmax", temperature=0.07, chunk_rows=512),
+        "euclidean_k5": Knn(k=5, metric="euclidean", weighting="uniform", temperature=None, chunk_rows=512),
     }
     assert knn.primary == ("weighted_k20", "auc")
     assert list(task.protocols) == ["weighted_k20", "euclidean_k5", "logistic"]

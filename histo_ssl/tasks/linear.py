@@ -1,0 +1,153 @@
+"""The protocol of the linear probe: one layer on standardised embeddings, trained in mini-batches.
+
+As DINO's (arXiv:2104.14294, section 3.2) but for the learning rate, which is chosen among several on training
+patients that are set aside. One head per rate trains on the same batches (as arXiv:2304.07193, appendix B.3);
+then a head with the best rate trains on all.
+
+Letters: N training tiles, M test tiles, B tiles of a batch, L learning rates, D width, C classes.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule, Trainer
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from histo_ssl.tasks.logistic import fewest_groups
+from histo_ssl.tasks.tiles import Lesson
+
+Floats = NDArray[np.float64]
+MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
+Batch = tuple[Tensor, Tensor]
+
+
+class Heads(LightningModule):
+    """One linear layer per learning rate, all trained on the same batches."""
+
+    def __init__(
+        self, *, dim: int, n_classes: int, lrs: Sequence[float], optimizer: MakeOptimizer, n_steps: int
+    ) -> None:
+        """Draw the weights: normal, SD .01, without bias at first, as DINO's code."""
+        super().__init__()
+        self.lrs, self.make, self.n_steps = lrs, optimizer, n_steps
+        self.layers = nn.ModuleList(nn.Linear(dim, n_classes) for _ in lrs)
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Logits (L, B, C)."""
+        return torch.stack([layer(x_BD) for layer in self.layers])
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """The sum of the heads' cross-entropies; none has a share in another's gradient."""
+        x_BD, class_B = batch
+        return torch.stack([F.cross_entropy(logits_BC, class_B) for logits_BC in self(x_BD)]).sum()
+
+    def configure_optimizers(self) -> Any:
+        """Each head's own rate, all down to 0 along a cosine."""
+        pairs = zip(self.layers, self.lrs, strict=True)
+        groups = [{"params": list(layer.parameters()), "lr": lr} for layer, lr in pairs]
+        optimizer = self.make(groups)
+        schedule = CosineAnnealingLR(optimizer, T_max=self.n_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """A linear layer; mean and SD of the features are those of the training tiles.
+
+    Args:
+        lrs: learning rates to choose from, by the lowest mean loss.
+        optimizer: makes an optimiser of groups of parameters.
+        epochs: passes over the training tiles.
+        batch_size: tiles per step, at most all.
+        n_folds: one part of so many is set aside to choose by; of fewer where a class has fewer patients.
+        seed: of weights, batches and the part set aside.
+    """
+
+    lrs: Sequence[float]
+    optimizer: MakeOptimizer
+    epochs: int
+    batch_size: int
+    n_folds: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.lrs or min(self.lrs) <= 0:
+            raise ValueError(f"linear: lrs={list(self.lrs)}: numbers above 0 are expected")
+        if min(self.epochs, self.batch_size) < 1 or self.n_folds < 2:
+            raise ValueError(
+                f"linear: epochs={self.epochs}, batch_size={self.batch_size}, n_folds={self.n_folds}: "
+                "1, 1 and 2, or more, are expected"
+            )
+
+    def classify(self, lesson: Lesson, test_MD: NDArray[np.float32]) -> tuple[Floats, list[str]]:
+        """Probabilities (M, C), and a note where the rate could not be chosen."""
+        mean_D = lesson.features_ND.mean(axis=0, dtype=np.float64)
+        sd_D = lesson.features_ND.std(axis=0, dtype=np.float64)
+        sd_D = np.where(sd_D > 0, sd_D, 1.0)
+        x_ND, x_MD = (
+            torch.from_numpy(((x - mean_D) / sd_D).astype(np.float32)) for x in (lesson.features_ND, test_MD)
+        )
+        class_N = torch.from_numpy(lesson.class_N)
+        lr, notes = self._lr(lesson, x_ND, class_N)
+        logits_MC = self._trained(x_ND, class_N, lesson.n_classes, [lr])(x_MD)[0]
+        return logits_MC.double().softmax(dim=1).numpy(), notes
+
+    def _lr(self, lesson: Lesson, x_ND: Tensor, class_N: Tensor) -> tuple[float, list[str]]:
+        if len(self.lrs) == 1:
+            return self.lrs[0], []
+        n_folds = min(self.n_folds, fewest_groups(lesson))
+        middle = sorted(self.lrs)[len(self.lrs) // 2]
+        if n_folds < 2:
+            why = f"has a class of one patient (or slide) in train: its rate is {middle:g}, unchosen"
+            return middle, [why]
+        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=self.seed)
+        learn, aside = next(iter(folds.split(x_ND, lesson.class_N, lesson.group_N)))
+        heads = self._trained(x_ND[learn], class_N[learn], lesson.n_classes, self.lrs)
+        losses = [F.cross_entropy(logits, class_N[aside]).item() for logits in heads(x_ND[aside])]
+        return self.lrs[int(np.nanargmin(losses))], []
+
+    def _trained(
+        self, x_ND: Tensor, class_N: Tensor, n_classes: int, lrs: Sequence[float]
+    ) -> Callable[[Tensor], Tensor]:
+        """Heads as a function from standardised embeddings to logits (L, B, C)."""
+        batch_size = min(self.batch_size, len(x_ND))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            heads = Heads(
+                dim=x_ND.shape[1],
+                n_classes=n_classes,
+                lrs=lrs,
+                optimizer=self.optimizer,
+                n_steps=self.epochs * (len(x_ND) // batch_size),
+            )
+            batches = DataLoader(TensorDataset(x_ND, class_N), batch_size, shuffle=True, drop_last=True)
+            _quiet_trainer(self.epochs).fit(heads, batches)
+        return torch.inference_mode()(heads.cpu().eval())
+
+
+def _quiet_trainer(epochs: int) -> Trainer:
+    """A Trainer on one device that writes and says nothing."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

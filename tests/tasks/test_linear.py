@@ -1,0 +1,98 @@
+"""The linear probe ends where logistic regression does, and leaves no trace."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from histo_ssl.tasks.linear import LinearProbe
+from histo_ssl.tasks.tiles import Lesson
+
+SGD = partial(torch.optim.SGD, momentum=0.9, weight_decay=0.0)
+
+
+def probe(**changes: object) -> LinearProbe:
+    values = {"lrs": [0.1], "optimizer": SGD, "epochs": 30, "batch_size": 64, "n_folds": 5, "seed": 0}
+    return LinearProbe(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def lesson(n: int = 600, *, seed: int = 0) -> Lesson:
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) % 3
+    features = 100 + 5 * (rng.normal(size=(n, 4)) + np.eye(3, 4)[label])
+    return Lesson(
+        features_ND=features.astype(np.float32), class_N=label, group_N=np.arange(n) // 6, n_classes=3
+    )
+
+
+def test_after_many_steps_it_is_logistic_regression_without_penalty() -> None:
+    learn, test = lesson(), lesson(seed=1).features_ND
+    scaled = StandardScaler().fit(learn.features_ND.astype(np.float64))
+    reference = LogisticRegression(C=1e6).fit(scaled.transform(learn.features_ND), learn.class_N)
+    expected = reference.predict_proba(scaled.transform(test))
+    found, notes = probe(epochs=150, batch_size=600, lrs=[1.0]).classify(learn, test)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert notes == []
+
+
+def test_the_rate_is_chosen_that_learns() -> None:
+    learn, test = lesson(), lesson(seed=1)
+    truth = test.class_N
+    losses = {}
+    for name, lrs in (("slow", [1e-6]), ("good", [0.1]), ("chosen", [1e-6, 0.1, 1e4])):
+        found, _ = probe(lrs=lrs).classify(learn, test.features_ND)
+        losses[name] = -np.log(found[np.arange(len(truth)), truth]).mean()
+    assert losses["chosen"] == losses["good"] < losses["slow"] - 0.1
+
+
+def test_heads_that_train_together_are_those_that_train_alone() -> None:
+    learn = lesson(120)
+    x, y = torch.from_numpy((learn.features_ND - 100) / 5), torch.from_numpy(learn.class_N)
+    pair = probe(epochs=3)._trained(x, y, 3, [0.1, 0.01])(x)
+    first = probe(epochs=3)._trained(x, y, 3, [0.1])(x)
+    assert pair.shape == (2, 120, 3)
+    # the second head's weights are drawn between the first's and the batches, which therefore differ a little
+    np.testing.assert_allclose(pair[0].softmax(1), first[0].softmax(1), atol=0.05)
+    assert (pair[0] - pair[1]).abs().max() > 0.1
+
+
+def test_the_result_is_the_same_again_whatever_was_drawn_before_and_draws_nothing() -> None:
+    learn, test = lesson(60), lesson(9, seed=1).features_ND
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first, _ = probe(epochs=2).classify(learn, test)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    second, _ = probe(epochs=2).classify(learn, test)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_adamw_will_do_as_well() -> None:
+    learn, test = lesson(), lesson(seed=1)
+    found, _ = probe(optimizer=partial(torch.optim.AdamW, weight_decay=0.01), lrs=[0.01]).classify(
+        learn, test.features_ND
+    )
+    reference, _ = probe().classify(learn, test.features_ND)
+    assert (found.argmax(1) == test.class_N).mean() == pytest.approx(
+        (reference.argmax(1) == test.class_N).mean(), abs=0.03
+    )
+
+
+def test_a_constant_feature_and_one_patient_of_a_class_are_no_hindrance_but_told() -> None:
+    learn = lesson(60)
+    learn.features_ND[:, 3] = 5.0
+    alone = Lesson(features_ND=learn.features_ND, class_N=learn.class_N, group_N=learn.class_N, n_classes=3)
+    found, notes = probe(lrs=[0.01, 0.1, 1.0], epochs=2).classify(alone, learn.features_ND)
+    assert np.isfinite(found).all()
+    assert notes == ["has a class of one patient (or slide) in train: its rate is 0.1, unchosen"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lrs": []}, {"lrs": [0.0]}, {"epochs": 0}, {"batch_size": 0}, {"n_folds": 1}]
+)
+def test_values_without_meaning_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"linear: .*expected"):
+        probe(**changes)

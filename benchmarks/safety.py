@@ -24,12 +24,12 @@ import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from omegaconf import OmegaConf
 from PIL import Image
 
 from histo_ssl.cli import conf_dir
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
-from histo_ssl.data.images import ImageData
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.sources import open_source
 from histo_ssl.folders.artifacts import publish
@@ -190,9 +190,8 @@ def tiles(folder: Path) -> Any:
     pixels = np.random.default_rng(0).integers(0, 256, (N_TILES, SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
     for i, tile in enumerate(pixels):
         Image.fromarray(tile).save(folder / "images" / f"{i:04}.png")
-    data = ImageData(
-        root=str(folder / "images"), csv=None, group_pattern=None, max_tiles=None, max_failed=0.0, seed=0
-    )
+    values = OmegaConf.load(conf_dir() / "data" / "kind" / "images.yaml")
+    data = instantiate(values, root=str(folder / "images"), max_failed=0.0)
     tiling = Tiling(size_px=None, mpp=1.0, stride_px=None, min_tissue=0.0, tissue=None)
     data.tile(tiling, folder=folder, home=folder, n_processes=1, slide_timeout_s=60)
     return open_source(folder)

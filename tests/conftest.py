@@ -18,7 +18,7 @@ import tifffile
 from hydra.utils import instantiate
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from histo_ssl.cli import conf_dir
@@ -201,7 +201,21 @@ def coordinate_slide(write_slide: WriteSlide) -> str:
 
 
 @pytest.fixture(scope="session")
-def image_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], TileSource]:
+def image_data() -> Callable[..., ImageData]:
+    """A function that makes `ImageData` of the values in `conf/data/kind/images.yaml` but for those given."""
+
+    def make(**changes: Any) -> ImageData:
+        values = OmegaConf.load(conf_dir() / "data" / "kind" / "images.yaml")
+        data: ImageData = instantiate(values, **changes)
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_source(
+    tmp_path_factory: pytest.TempPathFactory, image_data: Callable[..., ImageData]
+) -> Callable[[int], TileSource]:
     """A function that makes a source of n random 32 px tiles, as image files, half class A and half B."""
 
     def make(n_tiles: int) -> TileSource:
@@ -211,7 +225,7 @@ def image_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Ti
             path = root / "AB"[i % 2] / f"{i:03}.png"
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(tile).save(path)
-        data = ImageData(root=str(root), csv=None, group_pattern=None, max_tiles=None, max_failed=0.0, seed=0)
+        data = image_data(root=str(root), max_failed=0.0)
         tiling = Tiling(size_px=None, mpp=0.5, stride_px=None, min_tissue=0.0, tissue=None)
         data.tile(tiling, folder=folder, home=folder, n_processes=0, slide_timeout_s=60)
         return open_source(folder)

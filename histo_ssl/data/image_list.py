@@ -1,7 +1,9 @@
-"""Which image files there are: in a folder per class, or by a CSV."""
+"""Which image files there are: in folders per class, or by a CSV."""
 
 import re
-from collections.abc import Iterable
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +12,69 @@ from histo_ssl.data.base import SPLITS, named_splits, read_table
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 COLUMNS = ("path", "label", "split", "group")
+ALIAS = "patient_id"  # another name for the column `group`
+MEAN = "mean"  # of the numbers that several rows give to one image
+
+
+class WrongLayoutError(ValueError):
+    """Files or names are not where the configuration says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvLayout:
+    """How a CSV of images is written (see `conf/data/kind/images.yaml` for what each value means)."""
+
+    columns: Mapping[str, str]
+    splits: Mapping[str, str] | None
+    repeats: str | None
+
+    def __post_init__(self) -> None:
+        if set(self.columns) != set(COLUMNS):
+            raise ValueError(
+                f"data.columns={dict(self.columns)}: a name for each of {', '.join(COLUMNS)} is expected"
+            )
+        if self.repeats not in (None, MEAN):
+            raise ValueError(f"data.repeats={self.repeats}: null or {MEAN} is expected")
+
+    @property
+    def path_fields(self) -> list[str]:
+        """Columns that a path is made of: `["slide", "rid"]` of "{slide}_{rid}.tif"."""
+        try:
+            found = [name for _, name, _, _ in string.Formatter().parse(self.columns["path"])]
+        except ValueError:  # a brace without its twin
+            found = [""]
+        fields = [name for name in found if name is not None]
+        if "" in fields:
+            raise ValueError(
+                f"data.columns.path={self.columns['path']}: a column's name is expected, or a pattern with "
+                "names in braces, such as {slide}_{rid}.tif"
+            )
+        return fields or [self.columns["path"]]
+
+    def of(self, table: pd.DataFrame, *, source: str) -> pd.DataFrame:
+        """A table's columns by our names, as text; "" for those that it may lack.
+
+        Raises:
+            WrongLayoutError: a column is missing that paths are made of, or that was named.
+        """
+        named = [theirs for ours, theirs in self.columns.items() if ours not in ("path", theirs)]
+        missing = [name for name in (*self.path_fields, *named) if name not in table]
+        if missing:
+            raise WrongLayoutError(
+                f"{source}: column {missing[0]!r} is missing; the columns are {', '.join(table.columns)}"
+            )
+        rows = pd.DataFrame({"path": self._paths(table)}, dtype=str)
+        for ours in COLUMNS[1:]:
+            theirs = self.columns[ours]
+            is_other = ours == theirs == "group" and theirs not in table
+            rows[ours] = table.get(ALIAS if is_other else theirs, "")
+        return rows
+
+    def _paths(self, table: pd.DataFrame) -> list[str]:
+        if self.path_fields == [self.columns["path"]]:
+            return table[self.columns["path"]].tolist()
+        cells = table[self.path_fields].to_dict("records")
+        return [self.columns["path"].format_map(row) if all(row.values()) else "" for row in cells]
 
 
 def from_folder(root: Path) -> pd.DataFrame:
@@ -60,13 +125,13 @@ def _refuse_a_level_too_high(root: Path, paths: list[Path]) -> None:
     """Stop where the only folder would be the only class, and has the classes in it.
 
     Raises:
-        ValueError: names the folder to take.
+        WrongLayoutError: names the folder to take.
     """
     above = {path.relative_to(root).parts[:2] for path in paths if len(path.relative_to(root).parts) > 2}
     first = {parts[0] for parts in above}
     is_alone = len(first) == 1 and not any(len(path.relative_to(root).parts) <= 2 for path in paths)
     if is_alone and len(above) > 1 and not SPLITS.get(min(first).lower()):
-        raise ValueError(
+        raise WrongLayoutError(
             f"data.root={root}: all images lie in {min(first)}, which would be their only class, although "
             f"it has {len(above)} folders; say data.root={root / min(first)}"
         )
@@ -85,39 +150,57 @@ def _place(folders: tuple[str, ...]) -> tuple[str, str]:
     return (rest[0] if rest else ""), split
 
 
-def from_csv(csv: Path) -> pd.DataFrame:
-    """Images that a CSV lists, their paths taken from its own folder."""
-    rows = read_csv(csv)
-    rows["path"] = [str((csv.parent / path).resolve()) for path in rows["path"]]
+def from_csv(csv: Path, layout: CsvLayout, *, images: Path) -> pd.DataFrame:
+    """Images that a CSV lists, their paths taken from the folder `images`."""
+    rows = read_csv(csv, layout)
+    rows["path"] = [str((images / path).resolve()) for path in rows["path"]]
     return rows
 
 
-def read_csv(csv: Path) -> pd.DataFrame:
-    """Rows of a CSV of images: its `path` as it stands there; label, split and group, "" if not given."""
+def read_csv(csv: Path, layout: CsvLayout) -> pd.DataFrame:
+    """Rows of a CSV of images: its path as it stands there; label, split and group, "" if not given."""
+    source = f"data.csv={csv}"
     if not csv.is_file():
-        raise FileNotFoundError(f"data.csv={csv}: no such file")
-    rows = read_table(str(csv), known=(*COLUMNS, "patient_id"))
-    if "path" not in rows:
-        raise ValueError(
-            f"data.csv={csv}: column 'path' is missing; the columns are {', '.join(rows.columns)}"
-        )
+        raise FileNotFoundError(f"{source}: no such file")
+    known = (*layout.path_fields, *(layout.columns[name] for name in COLUMNS[1:]), ALIAS)
+    rows = layout.of(read_table(str(csv), known=known), source=source)
     if rows.empty or (rows["path"] == "").any():
-        raise ValueError(f"data.csv={csv}: {'lists no image' if rows.empty else 'has rows without a path'}")
+        raise ValueError(f"{source}: {'lists no image' if rows.empty else 'has rows without a path'}")
+    if layout.splits is not None:
+        ours = {word.lower(): split for word, split in layout.splits.items()}
+        rows["split"] = [ours.get(word.lower(), word) for word in rows["split"]]
+    rows["split"] = named_splits(rows["split"], source=source)
     twice = rows["path"][rows["path"].duplicated()]
+    if len(twice) and layout.repeats == MEAN:
+        return _averaged(rows, source=source)
     if len(twice):
-        raise ValueError(f"data.csv={csv}: {len(twice)} images are listed twice, {twice.iloc[0]} among them")
-    if "group" not in rows:
-        rows = rows.rename(columns={"patient_id": "group"})
-    rows = rows.reindex(columns=list(COLUMNS), fill_value="")
-    rows["split"] = named_splits(rows["split"], source=f"data.csv={csv}")
+        raise ValueError(f"{source}: {len(twice)} images are listed twice, {twice.iloc[0]} among them")
     return rows
+
+
+def _averaged(rows: pd.DataFrame, *, source: str) -> pd.DataFrame:
+    """One row per image, its label the mean of its rows' where it has several; the rest must agree."""
+    per_image = rows.groupby("path", sort=False)
+    differ = per_image[["split", "group"]].nunique().max(axis=1) > 1
+    if differ.any():
+        raise ValueError(f"{source}: rows of {differ.idxmax()} differ in split or group")
+    single = per_image.first().reset_index()
+    several = single["path"].map(per_image.size()) > 1
+    numbers = pd.to_numeric(rows["label"], errors="coerce")
+    means = single["path"].map(numbers.groupby(rows["path"]).agg(lambda values: values.mean(skipna=False)))
+    if means[several].isna().any():
+        path = single["path"][several & means.isna()].iloc[0]
+        raise ValueError(f"{source}: the labels of {path} can't be averaged: they are not all numbers")
+    # 12 digits: the mean of 0.1 and 0.2 is to read 0.15
+    single.loc[several, "label"] = [f"{mean:.12g}" for mean in means[several]]
+    return single
 
 
 def groups_in(paths: Iterable[str], *, pattern: str) -> list[str]:
     """First group of the pattern in each file's name, "" where it doesn't match.
 
     Raises:
-        ValueError: it is no regular expression, or has no group.
+        ValueError: it is no regular expression, has no group, or matches none of the names.
     """
     try:
         found = re.compile(pattern)
@@ -127,5 +210,11 @@ def groups_in(paths: Iterable[str], *, pattern: str) -> list[str]:
         raise ValueError(
             f"data.group_pattern={pattern}: put the part that names slide or patient into parentheses"
         )
-    matches = [found.search(Path(path).name) for path in paths]
+    names = [Path(path).name for path in paths]
+    matches = [found.search(name) for name in names]
+    if names and not any(matches):
+        raise ValueError(
+            f"data.group_pattern={pattern}: matches no image's name, {names[0]} for one; correct it, or say "
+            "group_pattern=null if names tell neither slide nor patient"
+        )
     return [(match.group(1) or "") if match else "" for match in matches]

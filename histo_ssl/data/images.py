@@ -1,9 +1,11 @@
 """Tiles that are image files already: a folder per class, or a CSV that lists them."""
 
+import contextlib
 import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures, refuse_shared_patients
-from histo_ssl.data.image_list import from_csv, from_folder, groups_in, images_below, read_csv
+from histo_ssl.data.image_list import (
+    CsvLayout,
+    WrongLayoutError,
+    from_csv,
+    from_folder,
+    groups_in,
+    images_below,
+)
+from histo_ssl.data.image_table import images_of, listing_of, of_classes, rows_by_path
 from histo_ssl.folders.artifacts import write_json, write_text
 from histo_ssl.folders.cells import csv_text, exact_table
 from histo_ssl.slides.grid import Tiling
@@ -37,22 +47,31 @@ PART_TILES = 4096  # images embedded into one file: a minute or so of work on a 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """Image files as tiles (see `conf/data/images.yaml` for what each value means)."""
+    """Image files as tiles (see `conf/data/kind/images.yaml` for what each value means)."""
 
     root: str | None
     csv: str | None
+    parts: Sequence[Mapping[str, str]] | None
+    columns: Mapping[str, str]
+    splits: Mapping[str, str] | None
+    repeats: str | None
+    classes: Sequence[str] | None
+    merge: Mapping[str, str] | None
     group_pattern: str | None
     max_tiles: int | None
     max_failed: float
     seed: int
+    expected: str
 
     def listing(self) -> dict[str, Any]:
         """The CSV's rows, or the paths below `root`; not the sizes of what may be a million small files."""
-        if self.csv:
-            rows = read_csv(Path(self.csv)).to_dict("records")
-            return {"images": {str(row.pop("path")): row for row in rows}}
-        folder = self._root()
-        return {"images": {path.relative_to(folder).as_posix(): {} for path in images_below(folder)}}
+        with self._explained():
+            if self.csv:
+                return {"images": rows_by_path(Path(self.csv), self._layout)}
+            root = self._root()
+            if self.parts:
+                return {"images": listing_of(root, self.parts, self._layout)}
+            return {"images": {path.relative_to(root).as_posix(): {} for path in images_below(root)}}
 
     def tile(
         self,
@@ -85,7 +104,8 @@ class ImageData:
 
     def _listed(self) -> pd.DataFrame:
         """Images sorted by absolute path, with label, split and group; a seeded draw of `max_tiles`."""
-        images = from_csv(Path(self.csv)) if self.csv else from_folder(self._root())
+        with self._explained():
+            images = of_classes(self._found(), classes=self.classes, merge=self.merge)
         images = images.sort_values("path", ignore_index=True)
         if self.group_pattern:
             images["group"] = groups_in(images["path"], pattern=self.group_pattern)
@@ -98,10 +118,28 @@ class ImageData:
             images = images.sample(n=self.max_tiles, random_state=self.seed).sort_index(ignore_index=True)
         return images
 
+    def _found(self) -> pd.DataFrame:
+        """Images as they lie there, with the classes' own names."""
+        if self.csv:
+            return from_csv(Path(self.csv), self._layout, images=Path(self.csv).parent)
+        return images_of(self._root(), self.parts, self._layout) if self.parts else from_folder(self._root())
+
+    @property
+    def _layout(self) -> CsvLayout:
+        return CsvLayout(columns=self.columns, splits=self.splits, repeats=self.repeats)
+
     def _root(self) -> Path:
         if not self.root:
-            raise ValueError("data=images needs data.root=<folder> or data.csv=<file with a column 'path'>")
+            raise WrongLayoutError("there is neither a folder nor a list of images")
         return Path(self.root)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Adds what was expected to what is missing."""
+        try:
+            yield
+        except (FileNotFoundError, WrongLayoutError) as error:
+            raise type(error)(f"{error}; expected: {self.expected}") from error
 
 
 class ImageTiles:

@@ -69,7 +69,7 @@ class Retrieval(Protocol):
 
 
 class TileTask:
-    """Scores embeddings of labelled tiles (see `conf/task/tiles.yaml` for what each value means)."""
+    """Scores embeddings of labelled tiles (see `conf/task/protocol/tiles.yaml` for what each value means)."""
 
     def __init__(
         self,

@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 
+from histo_ssl.cli import conf_dir
 from histo_ssl.data.image_list import from_folder
 from histo_ssl.data.images import ImageData, ImageTiles
 from histo_ssl.data.sources import open_source
@@ -18,9 +22,10 @@ def _tiling(size_px: int | None = None) -> Tiling:
     return Tiling(size_px=size_px, mpp=None, stride_px=None, min_tissue=0.0, tissue=None)
 
 
-def _data(root: Path | None = None, **changes: object) -> ImageData:
-    values = {"csv": None, "group_pattern": None, "max_tiles": None, "max_failed": 0.1, "seed": 0}
-    return ImageData(root=str(root) if root else None, **{**values, **changes})  # type: ignore[arg-type]
+def _data(root: Path | None = None, **changes: Any) -> ImageData:
+    values = OmegaConf.load(conf_dir() / "data" / "kind" / "images.yaml")
+    data: ImageData = instantiate(values, root=str(root) if root else None, **changes)
+    return data
 
 
 def _paint(path: Path, value: int, size: tuple[int, int] = (32, 32)) -> None:

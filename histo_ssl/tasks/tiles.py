@@ -75,25 +75,18 @@ class TileTask:
         self,
         *,
         protocols: Mapping[str, TileProtocol | Retrieval],
-        primary: tuple[str, str],
+        primary: tuple[str, str] | None,
         test_share: float,
         n_bootstrap: int,
         seed: int,
     ) -> None:
-        chosen = protocols.get(primary[0])
-        metrics = chosen.metrics if isinstance(chosen, Retrieval) else METRICS
-        if primary[0] not in protocols or primary[1] not in metrics:
-            raise ValueError(
-                f"task.protocol.primary={list(primary)}: expected a protocol ({', '.join(protocols)}) and "
-                f"a metric ({', '.join(metrics)})"
-            )
+        self.primary = _primary(protocols, primary)
         if not 0 < test_share < 1 or n_bootstrap < 1:
             raise ValueError(
                 f"task.protocol.test_share={test_share}, n_bootstrap={n_bootstrap}: a share between 0 and 1, "
                 "and 1 resample or more, are expected"
             )
         self.protocols = protocols
-        self.primary = (primary[0], primary[1])
         self.test_share = test_share
         self.n_bootstrap = n_bootstrap
         self.seed = seed
@@ -192,6 +185,24 @@ class TileTask:
             primary=self.primary,
             notes=[f"{reason}: nothing to score"],
         )
+
+
+def _primary(
+    protocols: Mapping[str, TileProtocol | Retrieval], asked: tuple[str, str] | None
+) -> tuple[str, str]:
+    """Protocol and metric that stand for the task: those asked for, or the last one's AUC or first metric."""
+    if not protocols:
+        raise ValueError("task/protocols=[]: choose one or more of the choices of that group")
+    name = asked[0] if asked else list(protocols)[-1]
+    chosen = protocols.get(name)
+    metrics = chosen.metrics if isinstance(chosen, Retrieval) else METRICS
+    metric = asked[1] if asked else ("auc" if "auc" in metrics else metrics[0])
+    if chosen is None or metric not in metrics:
+        raise ValueError(
+            f"task.protocol.primary={[name, metric]}: expected a protocol ({', '.join(protocols)}) and "
+            f"a metric ({', '.join(metrics)})"
+        )
+    return name, metric
 
 
 @dataclass(frozen=True, kw_only=True)

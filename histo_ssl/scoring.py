@@ -131,7 +131,8 @@ def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
     }
     return {
         "schema": RESULTS_SCHEMA,
-        **{group: plan.choices[group] for group in ("method", "backbone", "data", "task")},
+        **{group: plan.choices[group] for group in ("method", "backbone", "task")},
+        "data": "" if plan.is_frozen and plan.task_tile_folder != plan.tile_folder else plan.choices["data"],
         **relative,
         "primary": list(shared.primary),
         "classes": shared.classes,

@@ -28,6 +28,8 @@ from histo_ssl.methods.base import SSLMethod
 from histo_ssl.online import online_scores
 from histo_ssl.parallel import ranks
 from histo_ssl.report.html import build_report
+from histo_ssl.report.runs import read_results
+from histo_ssl.report.study import study_tables, study_text
 from histo_ssl.report.tables import scores_text
 from histo_ssl.scoring import check_task, score, subjects_of
 from histo_ssl.training.fit import METRICS, Limits, Recording, device_for, precision_for, prepare, train
@@ -97,6 +99,9 @@ def report(plan: Plan) -> None:
     """Make the report of all that is finished under `runs_dir`, and print the scores."""
     page = build_report(plan.runs_dir)
     print(scores_text(plan.runs_dir))  # noqa: T201 (the table is what the command is for)
+    tables = study_text(study_tables(read_results(plan.runs_dir)))
+    if tables:
+        print(tables)  # noqa: T201
     log.info("report: open %s", page.resolve())
 
 

@@ -11,8 +11,9 @@ from histo_ssl.folders.artifacts import exclusive, sweep, write_text
 from histo_ssl.report import scores
 from histo_ssl.report.maps import for_page
 from histo_ssl.report.plots import Picture
-from histo_ssl.report.runs import read_runs, read_tile_sets
+from histo_ssl.report.runs import read_results, read_runs, read_tile_sets
 from histo_ssl.report.sections import RunSection, run_section, tile_section
+from histo_ssl.report.study import label, study_csv, study_tables
 from histo_ssl.report.tables import csv_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,10 +29,12 @@ def build_report(runs_dir: Path) -> Path:
         The page, `<runs_dir>/report/index.html`.
     """
     runs = read_runs(runs_dir)
+    tables = study_tables(read_results(runs_dir))
     content: dict[str, Any] = {
         "generated": time.strftime("%Y-%m-%d %H:%M %Z"),
         "folder": runs_dir.resolve().name,
         "floors": scores.measured_floors(result for run in runs for result in run.results),
+        "study": tables,
         "headline": scores.headline(runs),
         "axis_low": scores.axis_low(
             row for run in runs for row in map(scores.primary_row, run.results) if row
@@ -47,6 +50,8 @@ def build_report(runs_dir: Path) -> Path:
         sweep(report)
         write_text(report / "report.csv", csv_text(runs))
         write_text(report / "report.md", templates.get_template("report.md.j2").render(content))
+        for table in tables:
+            write_text(report / f"{table.name}.csv", study_csv(table))
         _write_maps(report, content["runs"], templates)
         write_text(report / "index.html", templates.get_template("page.html.j2").render(content))
     return report / "index.html"
@@ -93,6 +98,7 @@ def _templates() -> jinja2.Environment:
         "interval": scores.interval,
         "markdown": plain_markdown,
         "number": scores.number,
+        "study_label": label,
         "words": scores.words,
     }
     environment.globals |= {"FLOORS": scores.FLOORS}

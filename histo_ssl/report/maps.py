@@ -59,7 +59,7 @@ def read_map(result: Result) -> TileMap | None:
         path, title="", alt="The mapped tiles.", max_side_px=SHEET_SIDE_PX, budget_bytes=SHEET_BYTES
     )
     return TileMap(
-        title=f"{result.method}, {result.backbone} on {result.data}",
+        title=result.title,
         subjects=subjects,
         classes=labels,
         thumbnail_px=result.thumbnail_px,

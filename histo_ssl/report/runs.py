@@ -49,6 +49,11 @@ class Result:
     thumbnail_px: int = 0  # side of the tiles' pictures, where the task is a map of them
     question: str = ""  # what it was scored on and how: equal for encoders that can be compared
 
+    @property
+    def title(self) -> str:
+        """Who was scored: "dino, vit_s on slides"; without the data where it was not trained here."""
+        return f"{self.method}, {self.backbone}{f' on {self.data}' if self.data else ''}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:

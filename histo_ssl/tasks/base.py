@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.splits import Split
@@ -37,6 +39,20 @@ class TaskResult:
     counts: dict[str, int]  # n_train, n_test (tiles), n_train_groups, n_test_groups
     primary: tuple[str, str]  # protocol and metric that stand for the task
     thumbnail_px: int = 0  # side of the pictures that the tiles of `predictions` are to be shown by; 0: none
+
+
+def check_finite(features_ND: NDArray[np.floating]) -> None:
+    """Stop at embeddings of an encoder that has diverged, before a protocol makes something of them.
+
+    Raises:
+        ValueError: says how many are not finite.
+    """
+    n_bad = int((~np.isfinite(features_ND)).any(axis=1).sum())
+    if n_bad:
+        raise ValueError(
+            f"{n_bad} of {len(features_ND)} embeddings are not finite: the encoder has diverged; look at its "
+            "loss and train it again"
+        )
 
 
 class Task(Protocol):

@@ -23,6 +23,7 @@ from histo_ssl.data.loading import Loading
 from histo_ssl.data.reading import read_tiles
 from histo_ssl.parallel.distributed import gather, gather_objects, rank, world_size
 from histo_ssl.stain.base import Restained
+from histo_ssl.tasks.base import check_finite
 from histo_ssl.tasks.chosen import ChosenTiles, DrawSpec
 from histo_ssl.tasks.cloud import alignment
 from histo_ssl.tasks.metrics import auc, mean_over_defined
@@ -184,6 +185,7 @@ class OnlineScores(Callback):
         ]
         if rank() > 0:
             return {}
+        check_finite(z_ND.detach().numpy())
         tiles = self.tiles.subset(self.is_read)
         asked = z_ND[: tiles.n_asked]
         measured = {f"online_{name}": float(measure(asked)) for name, measure in self.around.measures.items()}

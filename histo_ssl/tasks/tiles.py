@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
-from histo_ssl.tasks.base import METRICS, Score, TaskResult, table_of
+from histo_ssl.tasks.base import METRICS, Score, TaskResult, check_finite, table_of
 from histo_ssl.tasks.scores import Asked, Predictions, cautions, episode_scores, mean_scores
 from histo_ssl.tasks.splits import Split, split_tiles
 
@@ -97,9 +97,10 @@ class TileTask:
         Data without a label, or of one class alone, give a result without scores, and a note that says so.
 
         Raises:
-            ValueError: the test has a class that train lacks, or the split leaks.
+            ValueError: the test has a class that train lacks, the split leaks, or an embedding is not finite.
         """
         labelled = embeddings.labelled()
+        check_finite(labelled.features)
         reason = _why_nothing(labelled)
         if reason:
             return self._nothing(reason)

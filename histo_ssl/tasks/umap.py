@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.manifold import trustworthiness
 
 from histo_ssl.embeddings import EmbeddingSet
-from histo_ssl.tasks.base import TaskResult, table_of
+from histo_ssl.tasks.base import TaskResult, check_finite, table_of
 from histo_ssl.tasks.splits import Split
 
 UMAP = "umap"  # protocol in the table of predictions, which here are places
@@ -48,6 +48,7 @@ class UmapTask:
 
         `predictions` has the columns `map_x` and `map_y`, no unit. Tiles without a label are on the map, too.
         """
+        check_finite(embeddings.features)
         tiles = self._drawn(embeddings)
         if len(tiles) < FEWEST:
             return self._result(notes=[f"{len(tiles)} tiles: a map needs {FEWEST} or more"])

@@ -320,3 +320,12 @@ def test_where_too_few_tiles_can_be_read_the_training_goes_on_without_scores(
     assert online.times == 0
     assert f"{n_torn} of {N_TILES} tiles can't be read, too many to score this training" in caplog.text
     assert is_due(N_STEPS, total=N_STEPS, times=0) is False
+
+
+def test_an_encoder_that_diverged_ends_the_training_in_a_sentence(
+    image_source: Callable[[int], TileSource], tmp_path: Path
+) -> None:
+    online = scores(image_source(N_TILES), tmp_path)
+    online.on_train_start(None, LightningModule())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="17 of 17 embeddings are not finite"):
+        online._scores(Mean(quality=float("nan")).eval(), device=torch.device("cpu"))

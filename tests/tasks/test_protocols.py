@@ -53,3 +53,11 @@ def test_random_embeddings_score_chance(task: TileTask, tiles: Tiles) -> None:
 def test_the_last_protocol_stands_for_the_task_where_nothing_else_is_said(task: TileTask) -> None:
     metric = "acc_at_1" if "retrieval" in task.protocols else "auc"
     assert task.primary == (list(task.protocols)[-1], metric)
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_embeddings_of_an_encoder_that_diverged_are_refused(task: TileTask, tiles: Tiles, row: int) -> None:
+    data = _data(tiles, n_patients=6, tiles_each=12, distance=5)
+    data.features[row, 1] = np.nan
+    with pytest.raises(ValueError, match="1 of 72 embeddings are not finite: the encoder has diverged"):
+        task.evaluate(data, subject="encoder")

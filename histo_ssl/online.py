@@ -19,6 +19,7 @@ from histo_ssl.encode import Card, Encoder, save_encoder
 from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import fingerprint, write_json
 from histo_ssl.methods.monitors import rankme
+from histo_ssl.tasks.base import Task
 from histo_ssl.tasks.chosen import ChosenTiles, choose_tiles
 from histo_ssl.tasks.cloud import feature_sd, uniformity
 from histo_ssl.tasks.online import OnlineScores, OnlineSpec, Surroundings
@@ -83,8 +84,10 @@ def _tiles(plan: Plan, source: TileSource, *, card: Card, spec: OnlineSpec) -> C
     if not len(tiles):
         raise ValueError("the task's data have no labelled tile")
     Encoder(nn.Identity(), card).check_scale(source.mpp, any_mpp=plan.cfg.embedding.any_mpp)
-    split = instantiate(plan.group("task.protocol")).split(tiles)
-    return choose_tiles(tiles, split, spec=spec.draw)
+    task: Task = instantiate(plan.group("task.protocol"))
+    if not task.labels_are_classes:
+        raise ValueError("the task's labels are numbers, and neighbours vote on classes")
+    return choose_tiles(tiles, task.split(tiles), spec=spec.draw)
 
 
 def _views(data: TileDataModule, tiles: Tensor, rows: Tensor) -> list[Tensor]:

@@ -77,7 +77,7 @@ def icc_2_1(rating_MJ: Floats, w_RM: Floats) -> Floats:
     """
     between_R, raters_R, error_R = _mean_squares(rating_MJ, w_RM)
     n_raters = rating_MJ.shape[1]
-    drift_R = n_raters * (raters_R - error_R) / w_RM.sum(axis=1)
+    drift_R = _ratio(n_raters * (raters_R - error_R), w_RM.sum(axis=1))
     return _ratio(between_R - error_R, between_R + (n_raters - 1) * error_R + drift_R)
 
 
@@ -142,7 +142,7 @@ def _mean_squares(rating_MJ: Floats, w_RM: Floats) -> tuple[Floats, Floats, Floa
     n_R, n_raters = w_RM.sum(axis=1), rating_MJ.shape[1]
     rating_MJ = rating_MJ - rating_MJ.mean()  # sums of squares lose no digits
     tile_M = rating_MJ.mean(axis=1)
-    rater_RJ = w_RM @ rating_MJ / n_R[:, None]
+    rater_RJ = _ratio(w_RM @ rating_MJ, np.repeat(n_R[:, None], n_raters, axis=1))
     grand_R = rater_RJ.mean(axis=1)
     between_R = n_raters * (w_RM @ np.square(tile_M) - n_R * np.square(grand_R))
     raters_R = n_R * np.square(rater_RJ - grand_R[:, None]).sum(axis=1)
@@ -156,8 +156,7 @@ def _mean_squares(rating_MJ: Floats, w_RM: Floats) -> tuple[Floats, Floats, Floa
 
 
 def _mean(values: Floats, w_RM: Floats) -> Floats:
-    mean_R: Floats = (values * w_RM).sum(axis=1) / w_RM.sum(axis=1)
-    return mean_R
+    return _ratio((values * w_RM).sum(axis=1), w_RM.sum(axis=1))
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """What a task is: it takes embeddings of labelled tiles and returns scores that say how sure they are."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,11 @@ from numpy.typing import NDArray
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.splits import Split
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc")  # of classes
+NUMBER_METRICS = (  # of labels that are numbers
+    *("prediction_probability", "kendall_tau_b", "spearman", "icc_2_1", "icc_3_1"),
+    *("mse", "mae"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +24,9 @@ class Score:
 
     subject: str  # whose embeddings: "encoder", or a floor: "colour", "random"
     protocol: str  # how they were scored, such as "weighted_k20"
-    metric: str  # one of METRICS
-    label: str  # the class it is about; "" for all classes together
-    value: float  # 0-1, NaN where the test set doesn't define it
+    metric: str  # one of METRICS or NUMBER_METRICS, or of a protocol's own
+    label: str  # the class it is about; "" for all classes together, and where labels are numbers
+    value: float  # 0-1 of classes; NaN where the test set doesn't define it
     low: float  # 95 % interval, NaN where there is none
     high: float
     chance: float  # what the best guess reaches that never looks at the tile
@@ -58,6 +63,10 @@ def check_finite(features_ND: NDArray[np.floating]) -> None:
 class Task(Protocol):
     """Labelled data x protocol."""
 
+    @property
+    def labels_are_classes(self) -> bool:
+        """Whether labels name classes, so that nearest neighbours may vote on them while training goes on."""
+
     def split(self, labelled: EmbeddingSet) -> Split:
         """Who learns and who is tested, of tiles that all have a label."""
 
@@ -85,3 +94,50 @@ def table_of(tiles: EmbeddingSet) -> pd.DataFrame:
             "tile": tiles.row,
         }
     )
+
+
+def counts_of(split: Split) -> dict[str, int]:
+    """Tiles and groups of train and test."""
+    parts = {"train": split.train, "test": split.test}
+    tiles = {f"n_{name}": int(part.sum()) for name, part in parts.items()}
+    return tiles | {f"n_{name}_groups": split.n_groups(part) for name, part in parts.items()}
+
+
+def without_scores(reason: str, *, primary: tuple[str, str]) -> TaskResult:
+    """What a task returns of data that have nothing to score, with the reason in its notes."""
+    counts = dict.fromkeys(("n_train", "n_test", "n_train_groups", "n_test_groups"), 0)
+    return TaskResult(
+        scores=[],
+        predictions=pd.DataFrame(),
+        confusion={},
+        classes=[],
+        counts=counts,
+        primary=primary,
+        notes=[f"{reason}: nothing to score"],
+    )
+
+
+def check_sampling(*, test_share: float, n_bootstrap: int) -> None:
+    """Stop at a share or a number of resamples that have no meaning.
+
+    Raises:
+        ValueError: says which are right.
+    """
+    if not 0 < test_share < 1 or n_bootstrap < 1:
+        raise ValueError(
+            f"task.protocol.test_share={test_share}, n_bootstrap={n_bootstrap}: a share between 0 and 1, "
+            "and 1 resample or more, are expected"
+        )
+
+
+def check_primary(primary: tuple[str, str], *, protocols: Collection[str], metrics: Collection[str]) -> None:
+    """Stop at a primary score that is never computed.
+
+    Raises:
+        ValueError: says which there are.
+    """
+    if primary[0] not in protocols or primary[1] not in metrics:
+        raise ValueError(
+            f"task.protocol.primary={list(primary)}: expected a protocol ({', '.join(protocols)}) and "
+            f"a metric ({', '.join(metrics)})"
+        )

@@ -1,8 +1,4 @@
-"""Scores of predictions, and how far they would move with other patients.
-
-The interval is the percentile bootstrap over groups (Efron and Tibshirani 1993, chapter 13): whole patients
-are drawn with replacement, since tiles of one patient resemble each other. A resample is a weight per group,
-so metrics are functions of weights, computed for many resamples at once; the test set has weights of 1.
+"""Scores of predicted classes, and how far they would move with other patients (`tasks/bootstrap.py`).
 
 A class that a resample lacks is left out of its means. To leave out such resamples instead sounds stricter
 and is worse: with 3 patients and rare classes, a 95 % interval of balanced accuracy then held the truth in
@@ -11,21 +7,19 @@ and is worse: with 3 patients and rare classes, a 95 % interval of balanced accu
 Letters: M test tiles, C classes, G groups, R resamples, K scores.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histo_ssl.tasks.base import Score
+from histo_ssl.tasks.bootstrap import Asked, Estimated, few_groups, group_weights, with_interval
 from histo_ssl.tasks.metrics import accuracy, auc, balanced_accuracy, macro_f1, mean_over_defined
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-INTERVAL_PERCENT = (2.5, 97.5)
-BLOCK_NUMBERS = 2_000_000  # weights in memory at a time, 16 MB
-FEW_GROUPS = 10
 # Simulated: accuracy, SD 1 of the patients' logits, 20 to 100 tiles each, 1,500 test sets.
 COVERAGE = (
     "a 95 % interval held the truth in 49 % of simulated test sets with 2 patients, 82 % with 5, 89 % with 10"
@@ -57,16 +51,6 @@ class Predictions:
         n_GCC = np.zeros((self.n_groups, n_classes, n_classes))
         np.add.at(n_GCC, (self.group_M, self.truth_M, self.predicted_M), 1)
         return n_GCC
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is scored, and how its intervals are made."""
-
-    subject: str  # whose embeddings these are
-    protocol: str  # how they were scored
-    n_bootstrap: int  # number of resamples
-    seed: int  # of the resamples; the same groups are drawn for every subject and protocol
 
 
 def scores_of(predictions: Predictions, asked: Asked) -> list[Score]:
@@ -101,7 +85,7 @@ def episode_scores(episodes: Sequence[Predictions], asked: Asked) -> list[Score]
         [
             _values(one, one.confusion_GCC(), w_RG)
             for e, (one, n_drawn) in enumerate(zip(episodes, shares, strict=True))
-            for w_RG in _weights(
+            for w_RG in group_weights(
                 len(n_GCC), n=n_drawn, seed=[asked.seed, e] if e else asked.seed, n_tiles=len(one.truth_M)
             )
         ]
@@ -111,19 +95,11 @@ def episode_scores(episodes: Sequence[Predictions], asked: Asked) -> list[Score]
     varies_C = _n_groups_each_side(n_GCC).min(axis=0) > 1
     varies_K = [*[len(n_GCC) > 1] * 3, bool(varies_C.any()), *varies_C.tolist()]
     rows = zip(names, value_K, values_RK.T, varies_K, _chances(n_GCC), strict=True)
-    return [
-        Score(
-            subject=asked.subject,
-            protocol=asked.protocol,
-            metric=metric,
-            label=label,
-            value=float(value),
-            low=_percentile(values_R, INTERVAL_PERCENT[0]) if varies else np.nan,
-            high=_percentile(values_R, INTERVAL_PERCENT[1]) if varies else np.nan,
-            chance=chance,
-        )
-        for (metric, label), value, values_R, varies, chance in rows
+    estimated = [
+        Estimated(metric=metric, label=label, value=value, drawn_R=drawn_R, varies=varies, chance=chance)
+        for (metric, label), value, drawn_R, varies, chance in rows
     ]
+    return [with_interval(one, asked) for one in estimated]
 
 
 def mean_scores(
@@ -142,21 +118,20 @@ def mean_scores(
     sum_GK = np.zeros((n_groups, len(values)))
     np.add.at(sum_GK, group_M, value_MK)
     n_G = np.bincount(group_M, minlength=n_groups)
-    blocks = _weights(n_groups, n=asked.n_bootstrap, seed=asked.seed, n_tiles=len(group_M))
+    blocks = group_weights(n_groups, n=asked.n_bootstrap, seed=asked.seed, n_tiles=len(group_M))
     drawn_RK = np.concatenate([(w_RG @ sum_GK) / (w_RG @ n_G)[:, None] for w_RG in blocks])
-    return [
-        Score(
-            subject=asked.subject,
-            protocol=asked.protocol,
+    estimated = [
+        Estimated(
             metric=metric,
             label="",
-            value=float(value_M.mean()),
-            low=_percentile(drawn_R, INTERVAL_PERCENT[0]) if n_groups > 1 else np.nan,
-            high=_percentile(drawn_R, INTERVAL_PERCENT[1]) if n_groups > 1 else np.nan,
+            value=value_M.mean(),
+            drawn_R=drawn_R,
+            varies=n_groups > 1,
             chance=chances[metric],
         )
         for metric, value_M, drawn_R in zip(values, value_MK.T, drawn_RK.T, strict=True)
     ]
+    return [with_interval(one, asked) for one in estimated]
 
 
 def cautions(predictions: Predictions) -> list[str]:
@@ -164,17 +139,11 @@ def cautions(predictions: Predictions) -> list[str]:
     n_with_C, n_without_C = _n_groups_each_side(predictions.confusion_GCC())
     absent = [name for name, n in zip(predictions.classes, n_with_C, strict=True) if n == 0]
     notes = [f"no test tile is of class {name}: it has no score and no part in any mean" for name in absent]
-    if predictions.n_groups == 1:
-        return [*notes, "all test tiles are of one patient (or slide): there are no intervals"]
     fixed = np.minimum(n_with_C, n_without_C) == 1
     alone = ", ".join(np.array(predictions.classes)[fixed & (n_with_C > 0)])
-    if alone:
+    if alone and predictions.n_groups > 1:
         notes.append(f"too few test patients (or slides) for an interval of the AUC of: {alone}")
-    if predictions.n_groups < FEW_GROUPS:
-        notes.append(
-            f"intervals rest on {predictions.n_groups} patients (or slides) and are too narrow: {COVERAGE}"
-        )
-    return notes
+    return notes + few_groups(predictions.n_groups, coverage=COVERAGE)
 
 
 def _values(predictions: Predictions, n_GCC: Floats, w_RG: Floats) -> Floats:
@@ -185,22 +154,6 @@ def _values(predictions: Predictions, n_GCC: Floats, w_RG: Floats) -> Floats:
     auc_RC = np.stack([auc(score_M, predictions.truth_M == c, w_RM) for c, score_M in columns], axis=1)
     means = (accuracy(n_RCC), balanced_accuracy(n_RCC), macro_f1(n_RCC), mean_over_defined(auc_RC))
     return np.column_stack([*means, auc_RC])
-
-
-def _weights(n_groups: int, *, n: int, seed: int | list[int], n_tiles: int) -> Iterator[Floats]:
-    """How often each group (R, G) is in each of n resamples, in blocks of rows."""
-    rng = np.random.default_rng(seed)
-    n_rows = max(1, BLOCK_NUMBERS // n_tiles)
-    for start in range(0, n, n_rows):
-        drawn_RG = rng.integers(n_groups, size=(min(n_rows, n - start), n_groups))
-        cell_RG = drawn_RG + n_groups * np.arange(len(drawn_RG))[:, None]
-        yield np.bincount(cell_RG.ravel(), minlength=cell_RG.size).reshape(cell_RG.shape).astype(np.float64)
-
-
-def _percentile(values_R: Floats, percent: float) -> float:
-    """Percentile over the resamples that define the score, NaN if none does."""
-    defined = values_R[~np.isnan(values_R)]
-    return float(np.percentile(defined, percent)) if len(defined) else np.nan
 
 
 def _n_groups_each_side(n_GCC: Floats) -> Ints:

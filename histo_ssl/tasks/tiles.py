@@ -13,8 +13,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
-from histo_ssl.tasks.base import METRICS, Score, TaskResult, check_finite, table_of
-from histo_ssl.tasks.scores import Asked, Predictions, cautions, episode_scores, mean_scores
+from histo_ssl.tasks.base import (
+    METRICS,
+    Score,
+    TaskResult,
+    check_finite,
+    check_primary,
+    check_sampling,
+    counts_of,
+    table_of,
+    without_scores,
+)
+from histo_ssl.tasks.bootstrap import Asked
+from histo_ssl.tasks.scores import Predictions, cautions, episode_scores, mean_scores
 from histo_ssl.tasks.splits import Split, split_tiles
 
 
@@ -46,6 +57,7 @@ class Retrieved:
     nearest_M: NDArray[np.int64]  # class of the first that was found
 
 
+@runtime_checkable
 class TileProtocol(Protocol):
     """A way from embeddings to classes."""
 
@@ -71,6 +83,8 @@ class Retrieval(Protocol):
 class TileTask:
     """Scores embeddings of labelled tiles (see `conf/task/protocol/tiles.yaml` for what each value means)."""
 
+    labels_are_classes = True
+
     def __init__(
         self,
         *,
@@ -81,11 +95,7 @@ class TileTask:
         seed: int,
     ) -> None:
         self.primary = _primary(protocols, primary)
-        if not 0 < test_share < 1 or n_bootstrap < 1:
-            raise ValueError(
-                f"task.protocol.test_share={test_share}, n_bootstrap={n_bootstrap}: a share between 0 and 1, "
-                "and 1 resample or more, are expected"
-            )
+        check_sampling(test_share=test_share, n_bootstrap=n_bootstrap)
         self.protocols = protocols
         self.test_share = test_share
         self.n_bootstrap = n_bootstrap
@@ -103,7 +113,7 @@ class TileTask:
         check_finite(labelled.features)
         reason = _why_nothing(labelled)
         if reason:
-            return self._nothing(reason)
+            return without_scores(reason, primary=self.primary)
         split = self.split(labelled)
         classes = _classes(labelled.label, split)
         lesson, exam = _lesson_and_exam(labelled, split, classes)
@@ -124,7 +134,7 @@ class TileTask:
                 *(note for one in found.values() for note in one.notes),
                 *cautions(_right(exam, classes)),
             ],
-            counts=_counts(split),
+            counts=counts_of(split),
             primary=self.primary,
         )
 
@@ -175,18 +185,6 @@ class TileTask:
             notes=[f"{name} {sentence}" for sentence in said],
         )
 
-    def _nothing(self, reason: str) -> TaskResult:
-        counts = dict.fromkeys(("n_train", "n_test", "n_train_groups", "n_test_groups"), 0)
-        return TaskResult(
-            scores=[],
-            predictions=pd.DataFrame(),
-            confusion={},
-            classes=[],
-            counts=counts,
-            primary=self.primary,
-            notes=[f"{reason}: nothing to score"],
-        )
-
 
 def _primary(
     protocols: Mapping[str, TileProtocol | Retrieval], asked: tuple[str, str] | None
@@ -194,15 +192,17 @@ def _primary(
     """Protocol and metric that stand for the task: those asked for, or the last one's AUC or first metric."""
     if not protocols:
         raise ValueError("task/protocols=[]: choose one or more of the choices of that group")
+    others = [name for name, one in protocols.items() if not isinstance(one, TileProtocol | Retrieval)]
+    if others:
+        raise ValueError(
+            f"{', '.join(others)}: can't tell classes; for labels that are numbers say task=regression, or "
+            "protocol: regression in the task's YAML"
+        )
     name = asked[0] if asked else list(protocols)[-1]
     chosen = protocols.get(name)
     metrics = chosen.metrics if isinstance(chosen, Retrieval) else METRICS
     metric = asked[1] if asked else ("auc" if "auc" in metrics else metrics[0])
-    if chosen is None or metric not in metrics:
-        raise ValueError(
-            f"task.protocol.primary={[name, metric]}: expected a protocol ({', '.join(protocols)}) and "
-            f"a metric ({', '.join(metrics)})"
-        )
+    check_primary((name, metric), protocols=protocols, metrics=metrics)
     return name, metric
 
 
@@ -264,12 +264,6 @@ def _classes(label: NDArray[np.str_], split: Split) -> list[str]:
             f"all labelled tiles in train are of class {known[0]}: telling classes apart needs two or more"
         )
     return [str(name) for name in known]
-
-
-def _counts(split: Split) -> dict[str, int]:
-    parts = {"train": split.train, "test": split.test}
-    tiles = {f"n_{name}": int(part.sum()) for name, part in parts.items()}
-    return tiles | {f"n_{name}_groups": split.n_groups(part) for name, part in parts.items()}
 
 
 def _columns(predictions: Predictions) -> dict[str, NDArray[Any]]:

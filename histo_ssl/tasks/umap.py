@@ -7,6 +7,7 @@ Letters: N tiles, D width of an embedding.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ class UmapTask:
     max_tiles: int
     thumbnail_px: int
     seed: int
+    labels_are_classes: ClassVar[bool] = True
 
     def split(self, labelled: EmbeddingSet) -> Split:  # noqa: ARG002 (of the seam)
         """There is none.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -58,7 +58,6 @@ def pairs_by_loop(ref: Floats, pred: Floats) -> tuple[int, int, int]:
 
 
 @given(TIED)
-@settings(deadline=None)
 def test_pairs_are_those_that_two_loops_count(rows: list[tuple[int, int]]) -> None:
     ref, pred = np.array(rows, dtype=float).T
     c, d, t = pairs_by_loop(ref, pred)

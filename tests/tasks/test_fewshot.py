@@ -5,8 +5,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestCentroid
 
+from histo_ssl.tasks.bootstrap import Asked
 from histo_ssl.tasks.fewshot import FewShot
-from histo_ssl.tasks.scores import Asked, Predictions, episode_scores, scores_of
+from histo_ssl.tasks.scores import Predictions, episode_scores, scores_of
 from histo_ssl.tasks.tiles import Lesson
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from histo_ssl.tasks.bootstrap import Asked
 from histo_ssl.tasks.retrieval import NearestTiles
-from histo_ssl.tasks.scores import Asked, mean_scores
+from histo_ssl.tasks.scores import mean_scores
 from histo_ssl.tasks.tiles import Exam, Lesson
 
 KS = (1, 3, 5, 20)

@@ -8,7 +8,8 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from histo_ssl.tasks.base import Score
-from histo_ssl.tasks.scores import Asked, Predictions, cautions, scores_of
+from histo_ssl.tasks.bootstrap import Asked
+from histo_ssl.tasks.scores import Predictions, cautions, scores_of
 
 N_BOOTSTRAP = 1000
 

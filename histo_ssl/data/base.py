@@ -14,6 +14,7 @@ from histo_ssl.slides.grid import Tiling
 SOURCE = "source.json"  # in a tile folder: what kind of tiles it lists, and their scale
 STATUS = "status.csv"  # in a tile folder: one row per slide, or per image that could not be read
 N_NAMED = 5  # rows or patients that an error names; the others are counted
+BETWEEN_READERS = ";"  # between the numbers of a label that several readers gave
 HELD_OUT = ("valid", "test")  # splits that pretraining never sees
 SPLITS = {
     **{"": "", "train": "train", "training": "train", "test": "test", "testing": "test"},

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from histo_ssl.data.base import SPLITS, named_splits, read_table
+from histo_ssl.data.base import BETWEEN_READERS, SPLITS, named_splits, read_table
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 COLUMNS = ("path", "label", "split", "group")
 ALIAS = "patient_id"  # another name for the column `group`
-MEAN = "mean"  # of the numbers that several rows give to one image
+MEAN, READERS = "mean", "readers"  # of the numbers that several rows give to one image: their mean, or all
 
 
 class WrongLayoutError(ValueError):
@@ -33,8 +33,8 @@ class CsvLayout:
             raise ValueError(
                 f"data.columns={dict(self.columns)}: a name for each of {', '.join(COLUMNS)} is expected"
             )
-        if self.repeats not in (None, MEAN):
-            raise ValueError(f"data.repeats={self.repeats}: null or {MEAN} is expected")
+        if self.repeats not in (None, MEAN, READERS):
+            raise ValueError(f"data.repeats={self.repeats}: null, {MEAN} or {READERS} is expected")
 
     @property
     def path_fields(self) -> list[str]:
@@ -171,15 +171,18 @@ def read_csv(csv: Path, layout: CsvLayout) -> pd.DataFrame:
         rows["split"] = [ours.get(word.lower(), word) for word in rows["split"]]
     rows["split"] = named_splits(rows["split"], source=source)
     twice = rows["path"][rows["path"].duplicated()]
-    if len(twice) and layout.repeats == MEAN:
-        return _averaged(rows, source=source)
+    if len(twice) and layout.repeats:
+        return _joined(rows, source=source, keep_all=layout.repeats == READERS)
     if len(twice):
         raise ValueError(f"{source}: {len(twice)} images are listed twice, {twice.iloc[0]} among them")
     return rows
 
 
-def _averaged(rows: pd.DataFrame, *, source: str) -> pd.DataFrame:
-    """One row per image, its label the mean of its rows' where it has several; the rest must agree."""
+def _joined(rows: pd.DataFrame, *, source: str, keep_all: bool) -> pd.DataFrame:
+    """One row per image, its label the mean of its rows' where it has several; the rest must agree.
+
+    With `keep_all` all of them, in their order: 0.2;0.5.
+    """
     per_image = rows.groupby("path", sort=False)
     differ = per_image[["split", "group"]].nunique().max(axis=1) > 1
     if differ.any():
@@ -191,6 +194,8 @@ def _averaged(rows: pd.DataFrame, *, source: str) -> pd.DataFrame:
     if means[several].isna().any():
         path = single["path"][several & means.isna()].iloc[0]
         raise ValueError(f"{source}: the labels of {path} can't be averaged: they are not all numbers")
+    if keep_all:
+        return single.assign(label=per_image["label"].agg(BETWEEN_READERS.join).to_numpy())
     # 12 digits: the mean of 0.1 and 0.2 is to read 0.15
     single.loc[several, "label"] = [f"{mean:.12g}" for mean in means[several]]
     return single

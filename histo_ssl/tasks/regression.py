@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from histo_ssl.data.base import BETWEEN_READERS
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.base import (
     NUMBER_METRICS,
@@ -32,7 +33,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FEWEST = 3  # tiles: two to learn a line from, one to test it by
-BETWEEN_READERS = ";"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,11 @@ def test_a_csv_may_use_its_own_words_for_columns_and_splits(image_data: MakeData
     ]
 
 
-def test_a_path_is_made_of_several_columns_and_readers_are_averaged(
-    image_data: MakeData, tmp_path: Path
+@pytest.mark.parametrize(
+    ("repeats", "first", "last"), [("mean", "0.15", "0.5"), ("readers", "0.1;0.2", "1;0")]
+)
+def test_a_path_is_made_of_several_columns_and_readers_are_averaged_or_kept(
+    image_data: MakeData, tmp_path: Path, repeats: str, first: str, last: str
 ) -> None:
     _paint(tmp_path / "set", "v/7_1.tif", "v/7_2.tif", "v/8_1.tif")
     _write(tmp_path / "set" / "y.csv", "slide,rid,y", "7,1,0.1", "7,1,0.2", "7,2,0.30", "8,1,1", "8,1,0")
@@ -69,14 +72,14 @@ def test_a_path_is_made_of_several_columns_and_readers_are_averaged(
         root=str(tmp_path / "set"),
         parts=[{"csv": "y.csv", "images": "v", "split": "test"}],
         columns={"path": "{slide}_{rid}.tif", "label": "y", "group": "slide"},
-        repeats="mean",
+        repeats=repeats,
     )
     assert _rows(data, tmp_path / "tiles", "label", "split", "patient") == [
-        ["7_1.tif", "0.15", "test", "7"],
+        ["7_1.tif", first, "test", "7"],
         ["7_2.tif", "0.30", "test", "7"],  # one reader: the text as it stands
-        ["8_1.tif", "0.5", "test", "8"],
+        ["8_1.tif", last, "test", "8"],
     ]
-    assert data.listing()["images"]["v/7_1.tif"] == {"label": "0.15", "split": "", "group": "7"}
+    assert data.listing()["images"]["v/7_1.tif"] == {"label": first, "split": "", "group": "7"}
 
 
 def test_classes_are_chosen_by_their_own_names_and_merged_afterwards(
@@ -134,10 +137,11 @@ def test_what_is_not_there_is_said_with_what_was_expected(
         ({"columns": {"pth": "x"}}, ["path", "a.png"], "a name for each of path, label, split, group"),
         ({"columns": {"path": "{a}_{b}.png"}}, ["a,b", "a,"], "has rows without a path"),
         ({"splits": {"1": "train"}}, ["path,split", "a.png,2"], "split 2: train, valid, test or nothing"),
-        ({"repeats": "max"}, ["path", "a.png"], "data.repeats=max: null or mean is expected"),
+        ({"repeats": "max"}, ["path", "a.png"], "data.repeats=max: null, mean or readers is expected"),
         ({"repeats": "mean"}, ["path,label", "a.png,x", "a.png,1"], "a.png can't be averaged"),
         ({"repeats": "mean"}, ["path,label", "a.png,", "a.png,1"], "a.png can't be averaged"),
         ({"repeats": "mean"}, ["path,group", "a.png,P", "a.png,Q"], "a.png differ in split or group"),
+        ({"repeats": "readers"}, ["path,label", "a.png,x", "a.png,1"], "they are not all numbers"),
     ],
 )
 def test_a_csv_that_does_not_say_what_it_should_is_refused(

@@ -167,14 +167,14 @@ def _breastpathq(root: Path, *, val_slide: int) -> None:
     _paint(root / "validation" / f"{val_slide}_1.tif", 512)
 
 
-def test_breastpathq_reads_numbers_and_averages_its_two_readers(list_task: ListTask, tmp_path: Path) -> None:
+def test_breastpathq_reads_the_numbers_of_one_reader_or_of_two(list_task: ListTask, tmp_path: Path) -> None:
     _breastpathq(tmp_path, val_slide=102174)
     table = list_task("breastpathq", f"task.root={tmp_path}")
     assert table[["slide", "patient", "split", "label"]].to_numpy().tolist() == [
         ["train/99791_1.tif", "99791", "train", "0"],
         ["train/99791_2.tif", "99791", "train", "0.7"],
         ["train/99792_1.tif", "99792", "train", "0.25"],
-        ["validation/102174_1.tif", "102174", "test", "0.35"],
+        ["validation/102174_1.tif", "102174", "test", "0.2;0.5"],
     ]
 
 

@@ -18,7 +18,16 @@ FLOORS = {  # subject -> its name for readers
 }
 ABOVE, UNCLEAR, BELOW, UNKNOWN = "above", "unclear", "below", "unknown"  # standings
 LESS_IS_BETTER = frozenset({"mse", "mae"})
-ABBREVIATIONS = {"auc": "AUC", "f1": "F1", "mse": "MSE", "mae": "MAE"}
+ABBREVIATIONS = {"auc": "AUC", "f1": "F1"}
+NAMES = {  # of metrics that are more than the words of their name
+    "mse": "MSE (less is better)",
+    "mae": "MAE (less is better)",
+    "kendall_tau_b": "Kendall's tau-b",
+    "spearman": "Spearman's rho",
+    "icc_2_1": "ICC(2,1)",
+    "icc_3_1": "ICC(3,1)",
+}
+SMALL, LARGE = 0.01, 1000  # where three decimals are too few digits, or too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +113,16 @@ def primary_row(result: Result) -> ScoreRow | None:
 
 
 def number(value: float) -> str:
-    """Three decimals, or a dash for NaN.
+    """Three decimals, fewer or more where an error is very large or small, or a dash for NaN.
 
-    >>> number(0.98765), number(float("nan"))
-    ('0.988', '–')
+    >>> number(0.98765), number(float("nan")), number(0.000123), number(12345.6)
+    ('0.988', '–', '0.00012', '12,346')
     """
-    return "–" if math.isnan(value) else f"{value:.3f}"
+    if math.isnan(value):
+        return "–"
+    if 0 < abs(value) < SMALL:
+        return f"{value:.2g}"
+    return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.3f}"
 
 
 def interval(estimate: Estimate) -> str:
@@ -126,10 +139,10 @@ def interval(estimate: Estimate) -> str:
 def words(name: str) -> str:
     """A name of the configuration as a reader says it.
 
-    >>> words("macro_f1"), words("weighted_k20")
-    ('macro F1', 'weighted k20')
+    >>> words("macro_f1"), words("weighted_k20"), words("icc_2_1")
+    ('macro F1', 'weighted k20', 'ICC(2,1)')
     """
-    return " ".join(ABBREVIATIONS.get(word, word) for word in name.split("_"))
+    return NAMES.get(name) or " ".join(ABBREVIATIONS.get(word, word) for word in name.split("_"))
 
 
 def headline(runs: list[Run]) -> str:
@@ -143,13 +156,18 @@ def headline(runs: list[Run]) -> str:
 
 
 def axis_low(rows: Iterable[ScoreRow]) -> float:
-    """Left end, a multiple of a tenth, of an axis up to 1 with room for every score, interval and chance.
+    """Left end, a multiple of a tenth, of an axis up to 1 with room for all that can be drawn on it.
 
     >>> axis_low([])
     0.0
     """
     values = [
-        x for row in rows for e in _estimates(row) for x in (e.value, e.low, row.chance) if not math.isnan(x)
+        x
+        for row in rows
+        if row.is_share
+        for e in _estimates(row)
+        for x in (e.value, e.low, row.chance)
+        if not math.isnan(x)
     ]
     return math.floor(min(min(values, default=0.0), 0.9) * 10) / 10
 

@@ -8,6 +8,7 @@ from typing import Any
 from histo_ssl.report.maps import TileMap, figures, read_map
 from histo_ssl.report.plots import Picture, curves, photograph
 from histo_ssl.report.runs import ENCODER, Result, Run, TileSet
+from histo_ssl.report.scatter import scatters
 from histo_ssl.report.scores import FLOORS, ScoreRow, class_rows, primary_row, score_rows, words
 
 # Together under 400 kB of page per run, base64 included, so that a sweep of ten can still be sent by mail.
@@ -55,6 +56,7 @@ class ResultSection:
     rows: list[tuple[str, list[ScoreRow]]]  # by protocol
     class_rows: list[tuple[str, list[ScoreRow]]]  # by protocol and metric
     confusions: list[Confusion]
+    scatters: list[Picture]  # predicted against true, where labels are numbers
     tile_map: TileMap | None
     maps: list[Picture]
     map_page: str  # beside the report
@@ -109,6 +111,7 @@ def result_section(result: Result) -> ResultSection:
         rows=[(title, list(rows)) for title, rows in by_protocol],
         class_rows=[(title, list(rows)) for title, rows in by_metric],
         confusions=sorted(_confusions(result), key=lambda confusion: not confusion.is_primary),
+        scatters=scatters(result),
         tile_map=tile_map,
         maps=figures(tile_map) if tile_map else [],
         map_page=f"{result.folder.name}.html" if tile_map else "",

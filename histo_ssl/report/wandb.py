@@ -145,6 +145,7 @@ def _content(run: RunSection, *, tiles: list[TileSection]) -> dict[str, Any]:
         task = part.result.task
         content[f"{task}/scores"] = _table(part)
         content |= {f"{task}/confusion/{c.subject}/{c.protocol}": _chart(c) for c in part.confusions}
+        content |= {f"{task}/predicted/{picture.title}": _image(picture) for picture in part.scatters}
     if run.views:
         content["views"] = _image(run.views)
     for section in tiles:

@@ -72,10 +72,8 @@ class RegressionTask:
         check_sampling(test_share=test_share, n_bootstrap=n_bootstrap)
         if n_strata < 1:
             raise ValueError(f"task.protocol.n_strata={n_strata}: a count of 1 or more is expected")
-        if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-            raise ValueError(f"task.protocol.clip={list(clip)}: [lowest, highest] is expected, or null")
         self.protocols = protocols
-        self.clip = None if clip is None else (clip[0], clip[1])
+        self.clip = _ends(clip)
         self.test_share = test_share
         self.n_strata = n_strata
         self.n_bootstrap = n_bootstrap
@@ -210,6 +208,20 @@ def _primary(protocols: Mapping[str, NumberProtocol], asked: tuple[str, str] | N
     primary = (asked[0], asked[1]) if asked else (list(protocols)[-1], NUMBER_METRICS[0])
     check_primary(primary, protocols=protocols, metrics=NUMBER_METRICS)
     return primary
+
+
+def _ends(clip: Sequence[float] | None) -> tuple[float, float] | None:
+    """Lowest and highest prediction, if they are bounded.
+
+    Raises:
+        ValueError: they are not two numbers, the lower one first.
+    """
+    if clip is None:
+        return None
+    is_pair = isinstance(clip, list | tuple) and [type(end) in (int, float) for end in clip] == [True, True]
+    if not is_pair or clip[0] >= clip[1]:
+        raise ValueError(f"task.protocol.clip={clip}: [lowest, highest] is expected, two numbers, or null")
+    return clip[0], clip[1]
 
 
 def _why_nothing(rating_NJ: Floats) -> str:

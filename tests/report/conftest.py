@@ -110,6 +110,7 @@ class FakeRuns:
         *,
         values: dict[str, float],
         asked: dict[str, Any] | None = None,
+        predictions: str = "slide,x,y,label,predicted\nslide0,0,0,fat,fat\n",
         **changes: Any,
     ) -> Folder:
         content = {
@@ -128,7 +129,7 @@ class FakeRuns:
 
         def write(folder: Path) -> None:
             (folder / "results.json").write_text(json.dumps(content))
-            (folder / "predictions.csv").write_text("slide,x,y,label,predicted\nslide0,0,0,fat,fat\n")
+            (folder / "predictions.csv").write_text(predictions)
 
         return self.finish(f"results/{name}", write, asked)
 

@@ -184,7 +184,8 @@ def _chart(confusion: Confusion) -> Any:
 
 
 def _image(picture: Picture) -> wandb.Image:
-    return wandb.Image(Image.open(io.BytesIO(picture.content)), caption=picture.title, file_type="jpg")
+    pixels = Image.open(io.BytesIO(picture.content)).convert("RGB")
+    return wandb.Image(pixels, caption=picture.title, file_type="jpg")
 
 
 def _live_run(run_id: str) -> Any:

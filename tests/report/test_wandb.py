@@ -74,6 +74,26 @@ def test_an_offline_run_holds_the_tables_and_pictures_of_the_report(fake_runs: A
     assert len(list(run.glob("files/media/images/**/*.jpg"))) == 1 + 4  # views, overlays
 
 
+def test_an_offline_run_holds_the_plots_of_predicted_numbers(fake_runs: Any, tmp_path: Path) -> None:
+    encoder = fake_runs.pretraining()
+    names = {"subject": "encoder", "protocol": "ridge", "metric": "mse", "label": ""}
+    fake_runs.result(
+        encoder,
+        "tiles/t",
+        values={},
+        predictions="subject,protocol,truth,predicted\nencoder,ridge,0.5,0.25\nencoder,ridge,1,0.75\n",
+        scores=[{**names, "value": 0.0625, "low": None, "high": None, "chance": 0.1}],
+        **{"confusion": {}, "classes": [], "primary": ["ridge", "mse"], "task": "breastpathq"},
+    )
+    logger = wandb_logger(project="p", folder=tmp_path / "w", **WORDS)
+    log_results(logger, runs_dir=fake_runs.path, encoder_folder=fake_runs.path / encoder)
+    assert logger is not None
+    assert logger.experiment.summary["breastpathq/encoder"] == 0.0625
+    wandb.finish()
+    (run,) = (tmp_path / "w" / "wandb").glob("offline-run-*-bbbbbbbbbb")
+    assert len(list(run.glob("files/media/images/breastpathq/predicted/*.jpg"))) == 1
+
+
 def test_the_configuration_sent_to_wandb_holds_no_secret(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -63,10 +63,10 @@ def _picture(subject: str, protocol: str, pairs: list[Pair], *, ends: Pair) -> P
 def _drawn(pairs: list[Pair], *, ends: Pair) -> bytes:
     figure = Figure(figsize=(SIDE_INCHES, SIDE_INCHES))
     axes = figure.add_subplot()
-    axes.plot(ends, ends, color="#8c959f", linewidth=0.8)
+    axes.plot(ends, ends, color="#8c959f", linewidth=0.8)  # makes both axes as long, too
     true, predicted = zip(*pairs, strict=True)
     axes.scatter(true, predicted, s=9, color="#4b3f8f", alpha=0.5, linewidths=0)
-    axes.set(xlabel="true", ylabel="predicted", aspect="equal")
+    axes.set(xlabel="true", ylabel="predicted")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
     return stream.getvalue()

@@ -70,7 +70,7 @@ def test_intervals_are_those_of_scipys_bootstrap_of_patients(
 
 
 def test_guessing_the_training_mean_or_median_reaches_the_chance_of_the_errors() -> None:
-    truth, taught = np.array([0.0, 0.5, 0.9, 0.2]), np.array([0.1, 0.1, 1.0])
+    truth, taught = np.array([0.0, 0.5, 0.9, 0.7]), np.array([0.1, 0.1, 1.0])
     found = scored(np.full(4, 0.4), numbers(truth), taught=taught)
     assert found["mse"].value == pytest.approx(found["mse"].chance)
     assert found["mse"].chance == pytest.approx(np.mean((truth - 0.4) ** 2))

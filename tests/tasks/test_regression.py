@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra.utils import instantiate
+from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
-from histo_ssl.tasks.regression import RegressionTask, ratings, strata
+from histo_ssl.tasks.regression import NumberLesson, RegressionTask, ratings, strata
 
 Tiles = Callable[..., EmbeddingSet]
 Make = Callable[..., RegressionTask]
+Floats = NDArray[np.float64]
 
 
 @pytest.fixture
@@ -127,6 +129,25 @@ def test_clipped_predictions_stay_in_their_range(make: Make, tiles: Tiles) -> No
     assert loose.min() < 0
     assert loose.max() > 5
     np.testing.assert_array_equal(tight, loose.clip(0, 5))
+
+
+class Unsteady:
+    """Says one number, but for the digits that a matrix product leaves open."""
+
+    def predict(
+        self,
+        lesson: NumberLesson,
+        test_MD: NDArray[np.float32],
+    ) -> tuple[Floats, list[str]]:
+        """Half, and what is below the digits of float32."""
+        return 0.5 + 1e-12 * np.arange(len(test_MD)), []
+
+
+def test_predictions_that_differ_by_rounding_alone_are_ties(tiles: Tiles) -> None:
+    values = {"primary": None, "clip": None, "test_share": 0.3, "n_strata": 4, "n_bootstrap": 5, "seed": 0}
+    task = RegressionTask(protocols={"unsteady": Unsteady()}, **values)
+    scores = task.evaluate(_linear(tiles), subject="encoder").scores
+    assert {s.metric: s.value for s in scores}["prediction_probability"] == 0.5
 
 
 def test_labels_are_numbers_of_one_reader_or_of_several() -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+ROUNDING = 1e-14  # of a difference of means, as a share of the largest number
+
 
 def mean_squared_error(ref_M: Floats, pred_M: Floats, w_RM: Floats) -> Floats:
     """Mean squared difference (R,), in the square of the labels' unit; 0 is the best."""
@@ -138,16 +140,21 @@ def _per_value(value_M: NDArray[np.generic], w_RM: Floats) -> tuple[Floats, Ints
 
 
 def _mean_squares(rating_MJ: Floats, w_RM: Floats) -> tuple[Floats, Floats, Floats]:
-    """Mean squares (R,) between tiles, between raters and of the rest, in a two-way analysis of variance."""
+    """Mean squares (R,) between tiles, between raters and of the rest, in a two-way analysis of variance.
+
+    What rounding alone could have made of equal numbers is 0: the quotient of two such sums is anything.
+    """
     n_R, n_raters = w_RM.sum(axis=1), rating_MJ.shape[1]
-    rating_MJ = rating_MJ - rating_MJ.mean()  # sums of squares lose no digits
-    tile_M = rating_MJ.mean(axis=1)
     rater_RJ = _ratio(w_RM @ rating_MJ, np.repeat(n_R[:, None], n_raters, axis=1))
     grand_R = rater_RJ.mean(axis=1)
-    between_R = n_raters * (w_RM @ np.square(tile_M) - n_R * np.square(grand_R))
+    tile_RM = rating_MJ.mean(axis=1) - grand_R[:, None]
+    between_R = n_raters * (w_RM * np.square(tile_RM)).sum(axis=1)
     raters_R = n_R * np.square(rater_RJ - grand_R[:, None]).sum(axis=1)
-    total_R = w_RM @ np.square(rating_MJ).sum(axis=1) - n_raters * n_R * np.square(grand_R)
-    error_R = total_R - between_R - raters_R
+    error_R = np.zeros(len(w_RM))
+    for rating_M, rater_R in zip(rating_MJ.T, rater_RJ.T, strict=True):
+        error_R += (w_RM * np.square(rating_M - rater_R[:, None] - tile_RM)).sum(axis=1)
+    rounding_R = n_R * n_raters * np.square(ROUNDING * np.abs(rating_MJ).max())
+    between_R, error_R = (np.where(x_R > rounding_R, x_R, 0.0) for x_R in (between_R, error_R))
     return (
         _ratio(between_R, n_R - 1),
         raters_R / (n_raters - 1),

@@ -163,3 +163,22 @@ def test_what_one_number_alone_leaves_undefined_is_nan() -> None:
         assert np.isnan(spearman(*pair, ones(5))[0])
     assert np.isnan(icc_2_1(np.array([[1.0, 2.0]]), ones(1))[0])
     assert np.isnan(icc_3_1(np.array([[1.0, 2.0]]), ones(1))[0])
+
+
+@pytest.mark.parametrize("ref", [0.1, 0.3, 0.7, 1e4 + 0.1])
+@pytest.mark.parametrize("pred", [0.1, 0.2, 0.7])
+def test_numbers_that_differ_by_rounding_alone_have_no_correlation(ref: float, pred: float) -> None:
+    # The mean of seven times 0.1 is not 0.1: such remainders once made an ICC(3,1) of 1, or of -1.
+    rating_MJ = np.tile([ref, pred], (7, 1))
+    w_1M = np.ones((1, 7))
+    assert np.isnan(icc_3_1(rating_MJ, w_1M)[0])
+    assert np.isnan(icc_2_1(rating_MJ, w_1M)[0]) or abs(icc_2_1(rating_MJ, w_1M)[0]) < 1e-9
+
+
+def test_small_differences_of_large_numbers_keep_their_correlation() -> None:
+    rng = np.random.default_rng(0)
+    small = rng.normal(size=(50, 2)) + rng.normal(size=(50, 1))
+    for icc in (icc_2_1, icc_3_1):
+        value, moved = (icc(rating_MJ, np.ones((1, 50)))[0] for rating_MJ in (small, small + 1e6))
+        assert moved == pytest.approx(value, abs=1e-8)
+        assert 0.2 < value < 0.8

@@ -19,6 +19,7 @@ from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.base import (
     NUMBER_METRICS,
     TaskResult,
+    check_finite,
     check_primary,
     check_sampling,
     counts_of,
@@ -86,9 +87,11 @@ class RegressionTask:
         a note that says so.
 
         Raises:
-            ValueError: a label is no number, all of train have the same, or the split leaks.
+            ValueError: a label is no number, all of train have the same, the split leaks, or an embedding is
+                not finite.
         """
         labelled = embeddings.labelled()
+        check_finite(labelled.features)
         rating_NJ = ratings(labelled.label)
         reason = _why_nothing(rating_NJ)
         if reason:

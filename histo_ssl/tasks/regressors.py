@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LinearRegression, Ridge
+from scipy import linalg
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -18,25 +19,35 @@ from histo_ssl.tasks.regression import NumberLesson
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LeastSquares:
     """Ordinary least squares with an intercept, on embeddings as they are (arXiv:2203.00585).
 
-    Of the solutions that fit equally well, that of the smallest norm of weights (scikit-learn's
-    LinearRegression).
+    Of the solutions that fit equally well, that of the smallest norm of weights. scikit-learn's
+    LinearRegression would do the same, with a tolerance that changed between its releases.
+
+    Args:
+        rank_tolerance: singular values of the centred embeddings below this share of the largest count as 0.
     """
 
+    rank_tolerance: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank_tolerance < 1:
+            raise ValueError(
+                f"least_squares: rank_tolerance={self.rank_tolerance}: a share, 0 or more and below 1, is "
+                "expected"
+            )
+
     def predict(self, lesson: NumberLesson, test_MD: NDArray[np.float32]) -> tuple[Floats, list[str]]:
-        """Numbers (M,), and a note where there are no fewer weights than training tiles."""
-        n_tiles, width = lesson.features_ND.shape
-        model = LinearRegression().fit(lesson.features_ND.astype(np.float64), lesson.number_N)
-        predicted_M: Floats = model.predict(test_MD.astype(np.float64))
-        if width < n_tiles - 1:
-            return predicted_M, []
-        return predicted_M, [
-            f"has {width:,} weights for {n_tiles:,} training tiles and can fit them exactly: ridge is the "
-            "steadier of the two"
-        ]
+        """Numbers (M,), and a note where the fit is exact, or one of many."""
+        train_ND = lesson.features_ND.astype(np.float64)
+        mean_D, mean = train_ND.mean(axis=0), lesson.number_N.mean()
+        weight_D, _, rank, _ = linalg.lstsq(
+            train_ND - mean_D, lesson.number_N - mean, cond=self.rank_tolerance
+        )
+        predicted_M: Floats = (test_MD.astype(np.float64) - mean_D) @ weight_D + mean
+        return predicted_M, _cautions(*train_ND.shape, rank=int(rank))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +96,15 @@ class RidgeRegression:
         )
         search.fit(lesson.features_ND.astype(np.float64), lesson.number_N)
         return float(search.best_params_["ridge__alpha"]), []
+
+
+def _cautions(n_tiles: int, width: int, *, rank: int) -> list[str]:
+    """What a reader must know of a fit by least squares, a sentence at most."""
+    if width >= n_tiles - 1:
+        return [
+            f"has {width:,} weights for {n_tiles:,} training tiles and can fit them exactly: ridge is the "
+            "steadier of the two"
+        ]
+    if rank < width:
+        return [f"tells {rank:,} of {width:,} dimensions apart: of equal fits it takes the smallest weights"]
+    return []

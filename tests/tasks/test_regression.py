@@ -204,6 +204,15 @@ def test_a_train_of_one_number_is_refused(task: RegressionTask, tiles: Tiles) ->
             act(data)
 
 
+def test_embeddings_of_an_encoder_that_diverged_are_refused_in_a_sentence(
+    task: RegressionTask, tiles: Tiles
+) -> None:
+    data = _linear(tiles)
+    data.features[3, 2] = np.nan
+    with pytest.raises(ValueError, match=r"^1 of 400 embeddings are not finite: the encoder has diverged"):
+        task.evaluate(data, subject="encoder")
+
+
 def test_a_leak_of_patients_is_refused_also_before_there_are_embeddings(
     task: RegressionTask, tiles: Tiles
 ) -> None:

@@ -5,12 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.linear_model import LinearRegression
 
 from histo_ssl.tasks.regression import NumberLesson
 from histo_ssl.tasks.regressors import LeastSquares, RidgeRegression
 
 GRID = [0.01, 1.0, 100.0, 10000.0]
 Floats = NDArray[np.float64]
+
+
+def least_squares() -> LeastSquares:
+    return LeastSquares(rank_tolerance=1e-6)
 
 
 def lesson(features: Floats, number: Floats, group: NDArray[np.int64] | None = None) -> NumberLesson:
@@ -29,7 +34,7 @@ def test_least_squares_solve_the_normal_equations_with_an_intercept() -> None:
     features, number = noisy(60)
     with_one = np.column_stack([np.ones(60), features])
     weights = np.linalg.solve(with_one[:50].T @ with_one[:50], with_one[:50].T @ number[:50])
-    found, notes = LeastSquares().predict(
+    found, notes = least_squares().predict(
         lesson(features[:50], number[:50]), features[50:].astype(np.float32)
     )
     np.testing.assert_allclose(found, with_one[50:] @ weights, rtol=1e-9)
@@ -41,7 +46,7 @@ def test_of_many_exact_fits_it_is_the_one_of_the_smallest_weights_and_says_so() 
     centred = features[:10] - features[:10].mean(axis=0)
     weights = np.linalg.pinv(centred) @ (number[:10] - number[:10].mean())
     expected = (features[10:] - features[:10].mean(axis=0)) @ weights + number[:10].mean()
-    found, notes = LeastSquares().predict(
+    found, notes = least_squares().predict(
         lesson(features[:10], number[:10]), features[10:].astype(np.float32)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -54,9 +59,36 @@ def test_columns_that_repeat_others_change_no_prediction() -> None:
     features, number = noisy(60)
     doubled = np.column_stack([features, features])
     tests = [x[50:].astype(np.float32) for x in (features, doubled)]
-    once, _ = LeastSquares().predict(lesson(features[:50], number[:50]), tests[0])
-    twice, _ = LeastSquares().predict(lesson(doubled[:50], number[:50]), tests[1])
+    once, none = least_squares().predict(lesson(features[:50], number[:50]), tests[0])
+    twice, notes = least_squares().predict(lesson(doubled[:50], number[:50]), tests[1])
     np.testing.assert_allclose(once, twice, rtol=1e-9)
+    assert none == []
+    assert notes == ["tells 5 of 10 dimensions apart: of equal fits it takes the smallest weights"]
+
+
+def test_what_float32_rounds_away_is_no_dimension() -> None:
+    # Shares add up to 1 but for rounding, as the colour floor's do: their sum tells nothing.
+    rng = np.random.default_rng(0)
+    share = rng.dirichlet(np.ones(6), size=300).astype(np.float32)
+    number = share[:, 0] + rng.normal(scale=0.1, size=300)
+    found, notes = least_squares().predict(lesson(share[:200], number[:200]), share[200:])
+    reference = LinearRegression().fit(share[:200, :5].astype(float), number[:200])
+    np.testing.assert_allclose(found, reference.predict(share[200:, :5].astype(float)), atol=1e-5)
+    assert notes == ["tells 5 of 6 dimensions apart: of equal fits it takes the smallest weights"]
+
+
+@pytest.mark.parametrize("dim", [5, 90])
+def test_least_squares_are_scikit_learns(dim: int) -> None:
+    features, number = noisy(60, dim=dim)
+    reference = LinearRegression().fit(features[:50], number[:50]).predict(features[50:])
+    found, _ = least_squares().predict(lesson(features[:50], number[:50]), features[50:].astype(np.float32))
+    np.testing.assert_allclose(found, reference, rtol=1e-9)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.0])
+def test_a_tolerance_that_is_no_share_is_refused(tolerance: float) -> None:
+    with pytest.raises(ValueError, match="a share, 0 or more and below 1"):
+        LeastSquares(rank_tolerance=tolerance)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 40.0])

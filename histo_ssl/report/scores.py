@@ -58,15 +58,19 @@ class ScoreRow:
 
     @property
     def verdict(self) -> str:
-        """The standing in words, such as `below colour floor` or `above both floors, not clearly`."""
+        """The standing in words, such as `below colour floor` or `above both floors, not clearly`.
+
+        Of an error `better than` and `worse than`, since the lower one is the better.
+        """
         if self.standing == UNKNOWN:
             return "no floors to compare with" if self.encoder else "not scored"
+        over, under = ("better than", "worse than") if self.metric in LESS_IS_BETTER else ("above", "below")
         if not self.winners:
-            return f"above {self._all_floors}{', not clearly' if self.standing == UNCLEAR else ''}"
+            return f"{over} {self._all_floors}{', not clearly' if self.standing == UNCLEAR else ''}"
         below = [subject for subject in self.winners if self._lead(subject) < 0]
         if 1 < len(self.floors) == len(below):
-            return f"below {self._all_floors}"
-        places = {subject: "below" if subject in below else "level with" for subject in self.winners}
+            return f"{under} {self._all_floors}"
+        places = {subject: under if subject in below else "level with" for subject in self.winners}
         return ", ".join(f"{place} {FLOORS[subject]}" for subject, place in places.items())
 
     @property

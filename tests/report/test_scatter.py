@@ -105,7 +105,8 @@ def test_the_terminal_names_each_metric_and_says_which_is_to_be_low(runs_dir: Pa
         "0.250",
         "1.000",
         "0.788",
-        "above",
+        "better",
+        "than",
         "both",
         "floors",
     ]

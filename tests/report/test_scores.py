@@ -52,8 +52,10 @@ def test_a_floor_is_marked_exactly_when_it_is_not_below_the_encoder() -> None:
 
 
 def test_of_an_error_the_smaller_is_the_better() -> None:
-    assert row(0.03, metric="mse", half=0.001, colour=0.06, random=0.08).verdict == "above both floors"
-    assert row(0.07, metric="mse", half=0.001, colour=0.06, random=0.08).verdict == "below colour floor"
+    assert row(0.03, metric="mse", half=0.001, colour=0.06, random=0.08).verdict == "better than both floors"
+    assert row(0.07, metric="mse", half=0.001, colour=0.06, random=0.08).verdict == "worse than colour floor"
+    assert row(0.09, metric="mse", half=0.001, colour=0.06, random=0.08).verdict == "worse than both floors"
+    assert row(0.059, metric="mse", half=0.01, colour=0.06).verdict == "better than colour floor, not clearly"
 
 
 def test_of_three_floors_each_is_named() -> None:

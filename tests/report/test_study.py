@@ -97,3 +97,27 @@ def test_the_published_mean_over_classes_is_the_mean_of_the_published_classes() 
             assert len(numbers) == len(table["columns"]) == len(table["scores"])
             # rounded to three digits, as each of the eight is
             assert numbers[-1] == pytest.approx(math.fsum(numbers[:-1]) / 8, abs=0.00101)
+
+
+def test_breastpathq_stands_beside_the_true_concordance_and_less_error_is_better(fake_runs: Any) -> None:
+    rows = [
+        {
+            **{"subject": subject, "protocol": "least_squares", "metric": metric, "label": ""},
+            **{"value": value, "low": value, "high": value, "chance": 0.5},
+        }
+        for subject, values in (("encoder", (0.03, 0.8)), ("colour", (0.04, 0.85)))
+        for metric, value in zip(("mse", "prediction_probability"), values, strict=True)
+    ]
+    names = {"task": "breastpathq", "method": "dino", "backbone": "vit_s"}
+    fake_runs.result("pretrain/a", "tiles/t", values={}, scores=rows, confusion={}, classes=[], **names)
+    (table,) = study_tables(read_results(fake_runs.path))
+    assert [row.cells() for row in table.rows] == [
+        [".030", ".800▼"],
+        [".029", ".829"],
+        ["+.001", "-.029"],
+        [".040", ".850"],
+    ]
+    published = {0.792: 0.828, 0.731: 0.788, 0.829: 0.854}  # P_K, and what the study printed
+    facts = json.loads(PUBLISHED.read_text())["breastpathq"]["published"]["breastpathq"]
+    for _, _, p_k in facts.values():
+        assert 2 - 1 / published[p_k] == pytest.approx(p_k, abs=0.0006)

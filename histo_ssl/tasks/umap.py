@@ -6,6 +6,7 @@ How far its neighbours are the embeddings' own is said in a note.
 Letters: N tiles, D width of an embedding.
 """
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,6 +70,8 @@ class UmapTask:
         return embeddings.subset(is_drawn)
 
     def _places(self, features_ND: NDArray[np.float32], *, n_neighbors: int) -> NDArray[np.float32]:
+        # numba's other layer shares OpenMP with torch and sets its number of threads: forks of this process hang
+        os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
         from umap import UMAP as Umap  # noqa: PLC0415 (compiles for seconds, which other tasks need not wait for)
 
         umap = Umap(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
@@ -81,3 +82,15 @@ def test_a_handful_of_tiles_has_a_map_although_there_are_fewer_than_neighbours_a
     xy = places(data, task(n_neighbors=15))
     assert xy.shape == (n_tiles, 2)
     assert np.isfinite(xy).all()
+
+
+def test_a_map_leaves_torch_s_threads_as_they_were(tiles: Tiles) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        places(tiles(label=["a"] * 45, features=groups(15)), task())
+        assert (
+            torch.get_num_threads() == 1
+        )  # a pool of more is lost to a fork, which then waits for it for ever
+    finally:
+        torch.set_num_threads(before)

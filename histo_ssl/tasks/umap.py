@@ -70,7 +70,7 @@ class UmapTask:
         return embeddings.subset(is_drawn)
 
     def _places(self, features_ND: NDArray[np.float32], *, n_neighbors: int) -> NDArray[np.float32]:
-        # numba's other layer shares OpenMP with torch and sets its number of threads: forks of this process hang
+        # numba's other layer raises the number of torch's threads: a fork would wait for their pool
         os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
         from umap import UMAP as Umap  # noqa: PLC0415 (compiles for seconds, which other tasks need not wait for)
 

@@ -127,13 +127,14 @@ def _refuse_a_level_too_high(root: Path, paths: list[Path]) -> None:
     Raises:
         WrongLayoutError: names the folder to take.
     """
-    above = {path.relative_to(root).parts[:2] for path in paths if len(path.relative_to(root).parts) > 2}
-    first = {parts[0] for parts in above}
-    is_alone = len(first) == 1 and not any(len(path.relative_to(root).parts) <= 2 for path in paths)
-    if is_alone and len(above) > 1 and not SPLITS.get(min(first).lower()):
+    places = [path.relative_to(root).parts[:-1] for path in paths]
+    below = {place[:2] for place in places}
+    name = places[0][0] if places[0] else ""
+    is_alone = all(len(place) > 1 and place[0] == name for place in places)
+    if is_alone and len(below) > 1 and name.lower() not in SPLITS:
         raise WrongLayoutError(
-            f"data.root={root}: all images lie in {min(first)}, which would be their only class, although "
-            f"it has {len(above)} folders; say data.root={root / min(first)}"
+            f"data.root={root}: all images lie in {name}, which would be their only class, although it has "
+            f"{len(below)} folders; say data.root={root / name}"
         )
 
 

@@ -1,7 +1,5 @@
 """Maps of embeddings: a figure for the report, and a page on which pointing at a tile shows it."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +7,8 @@ from dataclasses import dataclass
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from histo_ssl.folders.cells import exact
-from histo_ssl.report.plots import STYLE, Picture, photograph
-from histo_ssl.report.runs import Result
+from histo_ssl.report.plots import STYLE, Picture, photograph, png
+from histo_ssl.report.runs import Result, read_predictions
 from histo_ssl.report.scores import FLOORS
 
 THUMBNAILS = "thumbnails.png"
@@ -105,16 +102,15 @@ def look(place: int) -> tuple[str, str]:
 
 def _points(result: Result) -> dict[str, list[Point]]:
     subjects: dict[str, list[Point]] = {}
-    text = (result.folder / "predictions.csv").read_text()
-    for row in csv.DictReader(io.StringIO(text, newline="")):
+    for row in read_predictions(result):
         subjects.setdefault(row["subject"], []).append(_point(row))
     return subjects
 
 
 def _point(row: Mapping[str, str]) -> Point:
     at = "" if row["x"] == row["y"] == "0" else f" at {row['x']}, {row['y']}"
-    label, slide = exact(row["label"]), exact(row["slide"])
-    return Point(x=float(row["map_x"]), y=float(row["map_y"]), label=label or UNKNOWN, name=f"{slide}{at}")
+    name = f"{row['slide']}{at}"
+    return Point(x=float(row["map_x"]), y=float(row["map_y"]), label=row["label"] or UNKNOWN, name=name)
 
 
 def _figure(tile_map: TileMap, *, subject: str, points: list[Point]) -> Picture:
@@ -144,6 +140,4 @@ def _scatter(points: list[Point], *, classes: list[str]) -> bytes:
         handletextpad=0.2,
         columnspacing=1,
     )
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-    return stream.getvalue()
+    return png(figure)

@@ -113,6 +113,11 @@ def read_results(runs_dir: Path) -> list[Result]:
     return [result if result in transferred else _beside(result, transferred) for result in results]
 
 
+def read_predictions(result: Result) -> list[dict[str, str]]:
+    """Rows of the result's `predictions.csv`, whose texts are as they were before they were made harmless."""
+    return _table(result.folder / "predictions.csv")
+
+
 def read_tile_sets(runs_dir: Path) -> list[TileSet]:
     """Every finished tile folder, by name."""
     return [_tile_set(folder) for folder in finished(runs_dir / "tiles")]

@@ -1,15 +1,13 @@
 """Predicted against true numbers, for tasks whose labels are numbers."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from histo_ssl.report.plots import STYLE, Picture
-from histo_ssl.report.runs import Result
+from histo_ssl.report.plots import STYLE, Picture, png
+from histo_ssl.report.runs import Result, read_predictions
 from histo_ssl.report.scores import FLOORS, words
 
 SIDE_INCHES = 3.0
@@ -45,8 +43,7 @@ def spread(pairs: Sequence[Pair], n: int) -> list[Pair]:
 def _pairs(result: Result) -> dict[str, list[Pair]]:
     """True and predicted numbers of the primary protocol by subject."""
     found: dict[str, list[Pair]] = {}
-    text = (result.folder / "predictions.csv").read_text()
-    for row in csv.DictReader(io.StringIO(text, newline="")):
+    for row in read_predictions(result):
         if row["protocol"] == result.primary[0]:
             found.setdefault(row["subject"], []).append((float(row["truth"]), float(row["predicted"])))
     return found
@@ -67,6 +64,4 @@ def _drawn(pairs: list[Pair], *, ends: Pair) -> bytes:
     true, predicted = zip(*pairs, strict=True)
     axes.scatter(true, predicted, s=9, color="#4b3f8f", alpha=0.5, linewidths=0)
     axes.set(xlabel="true", ylabel="predicted")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-    return stream.getvalue()
+    return png(figure)

@@ -2,10 +2,11 @@
 
 All distances are only estimated, in float32; what can't be among the nearest by the bound of the estimates'
 error is left out, and the few pairs that are left are compared by distances in float64. So the neighbours are
-those of float64, at the cost of float32.
+those of float64, at the cost of float32. Where most pairs are left, as among the embeddings of a collapsed
+encoder, all distances of the test tile are computed in float64.
 
-Letters: N training tiles, M test tiles, B test tiles at a time, S training tiles in a sample, J at a time,
-D width, K neighbours, P pairs, C classes.
+Letters: N training tiles, M test tiles, B test tiles at a time, R crowded ones of them, S training tiles in a
+sample, J at a time, D width, K neighbours, P pairs, C classes.
 """
 
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from torch import Tensor
 Metric = Literal["cosine", "euclidean"]
 Weighting = Literal["softmax", "uniform"]
 
-# In float64 1 - cosine is off by some 1e-16; less than this is taken for 0.
+# In float64 a product of rows is off by some 1e-16 of their lengths; less than this share is taken for 0.
 ROUNDING = 1e-12
+# What products of float32 are rounded to, by what torch may make of them on an accelerator or with bfloat16.
+ROUNDED = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
+CROWDED = 8  # times K: with so many of the sample within its limit, estimates leave out too little
 BLOCK_COLUMNS = 2048  # J: 512 x J numbers fit into a processor's cache, 512 x N don't
 SAMPLED = 16  # of so many training tiles one is in the sample, whose nearest bound the search among all
 
@@ -119,15 +123,30 @@ class _Train:
     def nearest(self, test_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """How far the k nearest are (B, K), float32, as of `_exactly`, and their numbers, near ones first."""
         rough_BD = (self._placed(test_BD) * self.scale).float()
-        # A sum of D products is off by D eps of the product of the lengths at most (Higham, Accuracy and
-        # Stability of Numerical Algorithms, 2002, eq. 3.5), doubled here; the rest is for casts and squares.
-        error = (2 * rough_BD.shape[1] + 16) * torch.finfo(torch.float32).eps
-        error_B = error * (1 + _square(rough_BD).sqrt())
-        row_P, column_P = self._candidates(rough_BD, error_B, k)
-        far_P = self._exactly(test_BD, row_P, column_P)
-        first_B, order_P = _by_row(row_P, far_P, n_rows=len(test_BD))
-        chosen_BK = order_P[first_B[:, None] + torch.arange(k, device=row_P.device)]
-        return far_P[chosen_BK], column_P[chosen_BK]
+        error_B = self._error(rough_BD)
+        stride = max(1, min(SAMPLED, len(self.rough_ND) // k))
+        sample_BS = self._estimates(rough_BD, slice(None, None, stride))
+        # the k-th of some tiles is no nearer than the k-th of all; both estimates may be off
+        limit_B = sample_BS.topk(k, largest=False).values[:, -1] + 2 * error_B
+        is_crowded_B = (sample_BS <= limit_B[:, None]).sum(dim=1) > CROWDED * k
+        far_BK = sample_BS.new_empty(len(test_BD), k)
+        index_BK = torch.empty_like(far_BK, dtype=torch.int64)
+        few, crowded = (~is_crowded_B).nonzero()[:, 0], is_crowded_B.nonzero()[:, 0]
+        if len(few):
+            pairs = self._candidates(rough_BD[few], limit_B[few], error_B[few], k)
+            far_BK[few], index_BK[few] = self._among(test_BD[few], *pairs, k=k)
+        if len(crowded):
+            far_BK[crowded], index_BK[crowded] = self._among_all(test_BD[crowded], k)
+        return far_BK, index_BK
+
+    def _error(self, rough_BD: Tensor) -> Tensor:
+        """Bound (B,) of the error of any of a row's estimates.
+
+        A sum of D products is off by D times the rounding of the product of the lengths at most (Higham,
+        Accuracy and Stability of Numerical Algorithms, 2002, eq. 3.5), doubled here; the rest is for casts.
+        """
+        rounding = ROUNDED[torch.get_float32_matmul_precision()]
+        return (2 * rough_BD.shape[1] + 16) * rounding * (1 + _square(rough_BD).sqrt())
 
     def _placed(self, x_ND: Tensor) -> Tensor:
         """Embeddings in float64: of length 1 for "cosine" (0 stays 0), seen from the origin for "euclidean".
@@ -138,12 +157,10 @@ class _Train:
         x_ND = x_ND.double()
         return F.normalize(x_ND, dim=1) if self.metric == "cosine" else x_ND - self.origin_D
 
-    def _candidates(self, rough_BD: Tensor, error_B: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _candidates(
+        self, rough_BD: Tensor, limit_B: Tensor, error_B: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
         """Rows and columns (P,) of all pairs that may be among the k nearest of their row, by columns."""
-        stride = max(1, min(SAMPLED, len(self.rough_ND) // k))
-        sample_BS = self._estimates(rough_BD, slice(None, None, stride))
-        # the k-th of some tiles is no nearer than the k-th of all; both estimates may be off
-        limit_B = sample_BS.topk(k, largest=False).values[:, -1] + 2 * error_B
         found = [self._within(limit_B, rough_BD, i) for i in range(0, len(self.rough_ND), BLOCK_COLUMNS)]
         row_P, column_P, rough_P = (torch.cat(parts) for parts in zip(*found, strict=True))
         first_B, order_P = _by_row(row_P, rough_P, n_rows=len(rough_BD))
@@ -160,6 +177,27 @@ class _Train:
     def _estimates(self, rough_BD: Tensor, columns: slice) -> Tensor:
         """Squared distances of the scaled rows, less the tests' own squares and halved; (B, J) float32."""
         return torch.addmm(self.square_N[columns], rough_BD, self.rough_ND[columns].T, beta=0.5, alpha=-1)
+
+    def _among(self, test_BD: Tensor, row_P: Tensor, column_P: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+        """The k nearest of each row among pairs, as `nearest` gives them."""
+        far_P = self._exactly(test_BD, row_P, column_P)
+        first_B, order_P = _by_row(row_P, far_P, n_rows=len(test_BD))
+        chosen_BK = order_P[first_B[:, None] + torch.arange(k, device=row_P.device)]
+        return far_P[chosen_BK], column_P[chosen_BK]
+
+    def _among_all(self, test_RD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The same among all training tiles."""
+        a_RD = self._placed(test_RD)
+        blocks = torch.split(self.train_ND, BLOCK_COLUMNS)
+        far_RN = torch.cat([_all_far(a_RD, self._placed(b_JD), self.metric) for b_JD in blocks], dim=1)
+        nearest = far_RN.topk(k, largest=False)
+        index_RK = nearest.indices
+        # topk takes any of several equals: rows where the k-th has an equal outside are sorted in full
+        is_open_R = (far_RN <= nearest.values[:, -1:]).sum(dim=1) > k
+        index_RK[is_open_R] = far_RN[is_open_R].sort(dim=1, stable=True).indices[:, :k]
+        index_RK = index_RK.sort(dim=1).values
+        far_RK, order_RK = far_RN.gather(1, index_RK).sort(dim=1, stable=True)
+        return far_RK, index_RK.gather(1, order_RK)
 
     def _exactly(self, test_BD: Tensor, row_P: Tensor, column_P: Tensor) -> Tensor:
         """What ranks pairs, (P,) float32: 1 - cosine similarity, or the squared Euclidean distance."""
@@ -178,6 +216,16 @@ def _far(a_PD: Tensor, b_PD: Tensor, metric: Metric) -> Tensor:
         return _square(a_PD - b_PD)
     far_P = 1 - (F.normalize(a_PD, dim=1) * F.normalize(b_PD, dim=1)).sum(dim=1)
     return far_P.masked_fill_(far_P <= ROUNDING, 0)
+
+
+def _all_far(a_RD: Tensor, b_JD: Tensor, metric: Metric) -> Tensor:
+    """What `_far` says of all pairs, (R, J) float32, of placed rows."""
+    square_R1 = _square(a_RD)[:, None]
+    if metric == "cosine":
+        far_RJ = 1 - a_RD @ b_JD.T
+        return far_RJ.masked_fill_(far_RJ <= ROUNDING, 0).float()
+    far_RJ = torch.addmm(_square(b_JD), a_RD, b_JD.T, alpha=-2).add_(square_R1)
+    return far_RJ.masked_fill_(far_RJ <= ROUNDING * square_R1, 0).float()
 
 
 def _by_row(row_P: Tensor, value_P: Tensor, *, n_rows: int) -> tuple[Tensor, Tensor]:

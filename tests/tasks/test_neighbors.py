@@ -138,6 +138,42 @@ def test_what_is_left_out_by_estimates_is_never_a_neighbour(
     assert len(wrong) <= (30 if case in ("crowded", "outlier") else 0)
 
 
+@pytest.mark.parametrize("setting", [COSINE, EUCLIDEAN])
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_of_fewer_digits_leave_out_no_neighbour(setting: dict, precision: str) -> None:
+    train, labels, test = _random(400, D=24), _labels(400), _random(60, D=24, seed=2)
+    protocol = KnnProtocol(k=5, **setting)
+    expected = knn_scores(train, labels, test, n_classes=3, protocol=protocol, chunk_rows=16)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)  # bfloat16 and TF32, where the device has them
+    try:
+        found = knn_scores(train, labels, test, n_classes=3, protocol=protocol, chunk_rows=16)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("setting", [COSINE, EUCLIDEAN])
+def test_among_tiles_that_are_all_alike_the_earliest_vote_without_comparing_pair_by_pair(
+    setting: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_pairs: list[int] = []
+    far = neighbors._far
+    monkeypatch.setattr(neighbors, "_far", lambda a, b, metric: n_pairs.append(len(a)) or far(a, b, metric))
+    collapsed = _random(1, D=64).expand(5000, 64)
+    train = torch.cat([_random(8, D=64, seed=3), collapsed])
+    test = torch.cat([collapsed[:20], 5 * _random(20, D=64, seed=4)])
+    index = neighbors.nearest_tiles(train, test, k=4, metric=setting["metric"], chunk_rows=16)
+    assert index[:20].tolist() == [[8, 9, 10, 11]] * 20
+    assert sum(n_pairs) < 40 * 1000  # of 200,000
+    train, test = train.double(), test.double()
+    if setting is COSINE:
+        expected = 1 - F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
+    else:
+        expected = (test[:, None] - train[None]).square().sum(dim=2)
+    assert index[20:].tolist() == expected[20:].float().sort(dim=1, stable=True).indices[:, :4].tolist()
+
+
 def test_a_class_that_no_training_tile_has_gets_no_vote() -> None:
     train, test = _random(20), _random(6, seed=2)
     labels = torch.tensor([0, 3] * 10)

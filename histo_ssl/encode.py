@@ -88,13 +88,28 @@ class Encoder:
         Raises:
             ValueError: the scales differ by more than `MPP_TOLERANCE`.
         """
-        trained = self.card.mpp
-        if any_mpp or mpp is None or trained is None or abs(mpp / trained - 1) <= MPP_TOLERANCE:
-            return
-        raise ValueError(
-            f"the {self.card.method} encoder {self.card.fingerprint} was trained at {trained:g} um/px, "
-            f"these tiles have {mpp:g}: cut them at tiling.mpp={trained:g}, or say embedding.any_mpp=true"
-        )
+        who = f"the {self.card.method} encoder {self.card.fingerprint}"
+        check_scale(mpp, trained_mpp=self.card.mpp, who=who, any_mpp=any_mpp)
+
+
+def check_scale(mpp: float | None, *, trained_mpp: float | None, who: str, any_mpp: bool) -> None:
+    """The same for an encoder that need not be there yet.
+
+    Args:
+        mpp: um/px of the tiles that it is to embed, None where unknown (which passes).
+        trained_mpp: um/px of the tiles that it is trained on, likewise.
+        who: what to call it.
+        any_mpp: let it pass all the same.
+
+    Raises:
+        ValueError: the scales differ by more than `MPP_TOLERANCE`.
+    """
+    if any_mpp or mpp is None or trained_mpp is None or abs(mpp / trained_mpp - 1) <= MPP_TOLERANCE:
+        return
+    raise ValueError(
+        f"{who} was trained at {trained_mpp:g} um/px, these tiles have {mpp:g}: cut slides at "
+        f"tiling.mpp={trained_mpp:g}, or say embedding.any_mpp=true"
+    )
 
 
 def save_encoder(path: Path, encoder: Encoder) -> None:

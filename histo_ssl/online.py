@@ -15,7 +15,7 @@ from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.sources import open_source
 from histo_ssl.embed import known_of
-from histo_ssl.encode import Card, Encoder, save_encoder
+from histo_ssl.encode import Card, Encoder, check_scale, save_encoder
 from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import fingerprint, write_json
 from histo_ssl.methods.monitors import rankme
@@ -83,7 +83,8 @@ def _tiles(plan: Plan, source: TileSource, *, card: Card, spec: OnlineSpec) -> C
     tiles = known_of(source.table(), features=np.zeros((len(source), 0), np.float32)).labelled()
     if not len(tiles):
         raise ValueError("the task's data have no labelled tile")
-    Encoder(nn.Identity(), card).check_scale(source.mpp, any_mpp=plan.cfg.embedding.any_mpp)
+    any_mpp = plan.cfg.embedding.any_mpp
+    check_scale(source.mpp, trained_mpp=card.mpp, who="an encoder of this run", any_mpp=any_mpp)
     task: Task = instantiate(plan.group("task.protocol"))
     if not task.labels_are_classes:
         raise ValueError("the task's labels are numbers, and neighbours vote on classes")

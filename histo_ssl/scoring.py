@@ -19,7 +19,7 @@ from histo_ssl.data.sources import open_source
 from histo_ssl.data.thumbnails import thumbnails
 from histo_ssl.embed import known_of, load_embeddings
 from histo_ssl.embeddings import UNREADABLE
-from histo_ssl.encode import Card, Encoder, load_encoder
+from histo_ssl.encode import Card, Encoder, check_scale, load_encoder
 from histo_ssl.export import ENCODER
 from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_image, write_json, write_text
@@ -37,13 +37,28 @@ def check_task(plan: Plan) -> None:
     """Stop before a training whose encoder could not be scored, if it is to be scored.
 
     Raises:
-        ValueError: says what is wrong with the task's labels or splits.
+        ValueError: says what is wrong with the task's labels, splits, or the scale or size of its tiles.
     """
     if "evaluate" not in plan.cfg.stages or not artifacts.is_done(plan.task_tile_folder):
         return
     source = open_source(plan.task_tile_folder)
     tiles = known_of(source.table(), features=np.zeros((len(source), 0), np.float32))
     instantiate(plan.group("task.protocol")).check(tiles)
+    if not plan.is_frozen:
+        trained_mpp = open_source(finished(plan.tile_folder, stage="tile")).mpp
+        any_mpp = plan.cfg.embedding.any_mpp
+        check_scale(source.mpp, trained_mpp=trained_mpp, who="an encoder of this run", any_mpp=any_mpp)
+    _check_side(plan, source.tile_px)
+
+
+@torch.inference_mode()
+def _check_side(plan: Plan, side_px: int) -> None:
+    """Show the backbone a tile of the task's size, some of which can't be cut into the patches of a ViT."""
+    backbone = instantiate(plan.group("backbone"))().eval()
+    try:
+        backbone(torch.zeros(1, 3, side_px, side_px))
+    except ValueError as error:
+        raise ValueError(f"task.tiling.size_px={side_px}: {error}") from error
 
 
 def subjects_of(plan: Plan, source: TileSource) -> dict[str, Encoder]:

@@ -228,3 +228,24 @@ def test_what_could_not_be_scored_is_refused_before_the_training(
     unscored = planned(*DINO, *VIT, "stages=[tile,pretrain,embed]")
     stages.run(unscored)
     assert is_done(unscored.pretrain_folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["task.tiling.mpp=1.0"],
+            "an encoder of this run was trained at 0.5 um/px, these tiles have 1: .*embedding.any_mpp=true",
+        ),
+        (["task.tiling.size_px=30"], "task.tiling.size_px=30: test_vit cuts views into patches of 16 px"),
+    ],
+)
+def test_tiles_that_the_encoder_could_not_embed_are_refused_before_the_training(
+    planned: Callable[..., Plan], overrides: list[str], sentence: str
+) -> None:
+    plan = planned(*DINO, *VIT, "+tiling@task.tiling=native", "task.tiling.mpp=0.5", *overrides)
+    with pytest.raises(ValueError, match=sentence):
+        stages.run(plan)
+    assert not plan.pretrain_folder.exists()
+    if "mpp" in overrides[0]:
+        stages.run(planned(*DINO, *VIT, "+tiling@task.tiling=native", *overrides, "embedding.any_mpp=true"))

@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from histo_ssl.cli import conf_dir
+from histo_ssl.config.sizing import sized
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
@@ -180,7 +181,8 @@ def training(folder: Path, *, n_rounds: int) -> tuple[Trainer, SSLMethod, Turns]
 
 def parts(cfg: Any) -> dict[str, Any]:
     """Arguments of DINO, made by the configuration."""
-    made = instantiate(cfg.method, _partial_=True, _convert_="all")
+    config, _ = sized(OmegaConf.to_container(cfg.method, resolve=True), n_tiles=N_TILES)
+    made = instantiate(config, _partial_=True, _convert_="all")
     return {**made.keywords, "backbone": instantiate(cfg.backbone)}
 
 

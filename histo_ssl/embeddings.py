@@ -166,6 +166,48 @@ def read_embeddings(path: Path) -> Stored:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureFile:
+    """One slide's embeddings, whole when it was opened, and read in parts; holds no open file."""
+
+    path: Path
+    n_tiles: int  # N
+    dim: int  # D
+    dtype: str  # as numpy says it
+    offset: int | None  # of the features in the file, where they lie there as they are
+
+    def read(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.floating]:
+        """Features (N, D), or those of some rows (ascending), in the type that they are stored in."""
+        if self.offset is None:
+            with h5py.File(self.path, "r") as file:
+                whole: NDArray[np.floating] = file[FEATURES][:] if rows is None else file[FEATURES][rows]
+                return whole
+        shape = (self.n_tiles, self.dim)
+        if rows is None:
+            count = self.n_tiles * self.dim
+            return np.fromfile(self.path, self.dtype, count, offset=self.offset).reshape(shape)
+        mapped = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=shape)
+        return np.array(mapped[rows])
+
+    def coords(self) -> NDArray[np.int64]:
+        """(N, 2), level-0 px."""
+        return read_embeddings(self.path).coords
+
+
+def open_features(path: Path) -> FeatureFile:
+    """The features of a file that `read_embeddings` would take; checked now, read later.
+
+    Raises:
+        FileNotFoundError, ValueError: as there.
+    """
+    n_tiles, dim = read_embeddings(path).features.shape
+    with h5py.File(path, "r") as file:
+        features = file[FEATURES]
+        plain = features.chunks is None and features.dtype.isnative
+        offset = features.id.get_offset() if plain else None  # from the file's start, block and all
+        return FeatureFile(path=path, n_tiles=n_tiles, dim=dim, dtype=features.dtype.str, offset=offset)
+
+
 def _stamp(content: memoryview) -> bytes:
     """What our files begin with: a word, and the hash of what follows the block that it stands in."""
     return BLOCK + hashlib.sha256(content[BLOCK_BYTES:]).hexdigest().encode()

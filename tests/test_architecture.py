@@ -28,7 +28,6 @@ MAY_IMPORT = {
     "folds": set(),
     "download": {"folders", "progress", "signals"},
     "data": {"units", "drawing", "embeddings", "folders", "parallel", "slides", "views"},
-    "mil": set(),
     "methods": {"backbones", "optim", "parallel"},
     "training": {"data", "folders", "methods", "parallel", "progress", "signals", "stain"},
     "encode": {"backbones", "folders", "stain"},

@@ -49,7 +49,7 @@ class BagModel(nn.Module):
 
 
 class BagModelFactory(Protocol):
-    """A YAML of `conf/task/model/`: builds one model per call, with fresh weights."""
+    """A YAML of `conf/task/models/`: builds one model per call, with fresh weights."""
 
     def __call__(self, *, dim: int, n_classes: int) -> BagModel:
         """A model of tiles with `dim` features; `n_classes` 1 is a risk."""

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from histo_ssl.mil.base import BagModel
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "task" / "model"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "task" / "models"
 Build = Callable[..., BagModel]
 
 
 @pytest.fixture
 def build() -> Build:
-    """A model of `conf/task/model/`, in double precision, so that tolerances can be tight."""
+    """A model of `conf/task/models/`, in double precision, so that tolerances can be tight."""
 
     def built(name: str, *, dim: int = 6, n_classes: int = 2, seed: int = 0, **values: Any) -> BagModel:
         torch.manual_seed(seed)
-        config = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), values)
+        config = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml")[name], values)
         model: BagModel = instantiate(config)(dim=dim, n_classes=n_classes)
         return model.double()
 

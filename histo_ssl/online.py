@@ -19,7 +19,7 @@ from histo_ssl.encode import Card, Encoder, check_scale, save_encoder
 from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import fingerprint, write_json
 from histo_ssl.methods.monitors import rankme
-from histo_ssl.tasks.base import Task
+from histo_ssl.tasks.base import BagTask, Task
 from histo_ssl.tasks.chosen import ChosenTiles, choose_tiles
 from histo_ssl.tasks.cloud import feature_sd, uniformity
 from histo_ssl.tasks.online import OnlineScores, OnlineSpec, Surroundings
@@ -85,7 +85,9 @@ def _tiles(plan: Plan, source: TileSource, *, card: Card, spec: OnlineSpec) -> C
         raise ValueError("the task's data have no labelled tile")
     any_mpp = plan.cfg.embedding.any_mpp
     check_scale(source.mpp, trained_mpp=card.mpp, who="an encoder of this run", any_mpp=any_mpp)
-    task: Task = instantiate(plan.group("task.protocol"))
+    task: Task | BagTask = instantiate(plan.group("task.protocol"))
+    if isinstance(task, BagTask):
+        raise ValueError("the task's labels are of slides, and neighbours vote on tiles")
     if not task.labels_are_classes:
         raise ValueError("the task's labels are numbers, and neighbours vote on classes")
     return choose_tiles(tiles, task.split(tiles), spec=spec.draw)

@@ -25,7 +25,7 @@ from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_image, write_json, write_text
 from histo_ssl.folders.cells import csv_text
 from histo_ssl.stain.base import NOT_RESTAINED, note
-from histo_ssl.tasks.base import TaskResult
+from histo_ssl.tasks.base import BagTask, TaskResult, Workplace
 from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import colour_floor
 
@@ -42,8 +42,11 @@ def check_task(plan: Plan) -> None:
     if "evaluate" not in plan.cfg.stages or not artifacts.is_done(plan.task_tile_folder):
         return
     source = open_source(plan.task_tile_folder)
-    tiles = known_of(source.table(), features=np.zeros((len(source), 0), np.float32))
-    instantiate(plan.group("task.protocol")).check(tiles)
+    task = instantiate(plan.group("task.protocol"))
+    if isinstance(task, BagTask):
+        task.check_slides(_slides(source))
+    else:
+        task.check(known_of(source.table(), features=np.zeros((len(source), 0), np.float32)))
     if not plan.is_frozen:
         trained_mpp = open_source(finished(plan.tile_folder, stage="tile")).mpp
         any_mpp = plan.cfg.embedding.any_mpp
@@ -90,28 +93,59 @@ def score(plan: Plan, folder: Path) -> Counts:
         subject: finished(plan.embedding_folder(encoder.card.fingerprint), stage="embed")
         for subject, encoder in subjects.items()
     }
-    results = _results(plan, subjects, folders, source)
+    results = _results(plan, subjects, folders, source=source, folder=folder)
     write_json(folder / "results.json", _summary(plan, results))
     _write_thumbnails(plan, results["encoder"], source, folder)
+    _write_tables(results, folder)
     tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
     write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
     return {"scores": sum(len(result.scores) for result in results.values())}
 
 
 def _results(
-    plan: Plan, subjects: Mapping[str, Encoder], folders: Mapping[str, Path], source: TileSource
+    plan: Plan,
+    subjects: Mapping[str, Encoder],
+    folders: Mapping[str, Path],
+    *,
+    source: TileSource,
+    folder: Path,
 ) -> dict[str, TaskResult]:
-    protocol = instantiate(plan.group("task.protocol"))
+    task = instantiate(plan.group("task.protocol"))
     shared = _shared_rows(folders.values(), source)
+    place = Workplace(folder=folder, accelerator=plan.cfg.trainer.accelerator)
     results: dict[str, TaskResult] = {}
     for subject, encoder in subjects.items():
-        embeddings = load_embeddings(folders[subject], source)
-        result = protocol.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
+        if isinstance(task, BagTask):
+            result = task.evaluate_bags(folders[subject], _slides(source), subject=subject, place=place)
+        else:
+            embeddings = load_embeddings(folders[subject], source)
+            result = task.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
         result.notes += flattery(encoder.card.chosen_on, result.predictions)
         result.notes += _lost(len(source) - len(shared), len(source))
         result.notes += note(artifacts.counts(folders[subject]).get(NOT_RESTAINED, 0), len(source))
         results[subject] = result
     return results
+
+
+def _slides(source: TileSource) -> pd.DataFrame:
+    """The slide list, for a task on slides.
+
+    Raises:
+        ValueError: the tiles are images.
+    """
+    slides = source.slides()
+    if not len(slides):
+        raise ValueError(
+            "a task on slides needs tiles that were cut from slides, and these are images: take data=slides"
+        )
+    return slides
+
+
+def _write_tables(results: Mapping[str, TaskResult], folder: Path) -> None:
+    """What a task keeps beside scores and predictions, all subjects in one file each."""
+    for name in results["encoder"].tables:
+        tables = [result.tables[name].assign(subject=who) for who, result in results.items()]
+        write_text(folder / f"{name}.csv", csv_text(pd.concat(tables)))
 
 
 def _write_thumbnails(plan: Plan, result: TaskResult, source: TileSource, folder: Path) -> None:

@@ -33,6 +33,7 @@ CHOICES = {
     "loader.start_method": ("fork", "spawn", "forkserver"),
     "on_nonfinite": ("stop", "skip"),
 }
+TASK_FILES = ("labels", "folds")  # parts of a task that may read a file or folder, by their `path`
 SHARES = ("max_failed_tiles",)
 
 
@@ -178,17 +179,25 @@ class Plan:
         return self.runs_dir / "pretrain" / "-".join([*names, self.encoder_fingerprint])
 
     @property
+    def task_config(self) -> dict[str, Any]:
+        """The task's group; files of labels and of folds count by their content."""
+        task: dict[str, Any] = self.group("task")
+        files = {name: _by_content(task[name], key="path") for name in TASK_FILES if task.get(name)}
+        own = task.get("protocol", {})
+        return {**task, **files, "protocol": {**own, **{name: files[name] for name in files if name in own}}}
+
+    @property
     def result_config(self) -> dict[str, Any]:
         """What the scores depend on."""
         inputs = {"encoder": self.encoder_fingerprint, **self.task_listing.config}
-        return {**self.group("task"), **inputs}
+        return {**self.task_config, **inputs}
 
     @property
     def result_folder(self) -> Path:
         """Folder of the scores."""
         inputs = self.encoder_fingerprint, fingerprint(self.task_tile_config)
         name = "-".join(self.choices[group] for group in ("method", "backbone", "task"))
-        return self.runs_dir / "results" / f"{name}-{fingerprint(self.group('task'), *inputs)}"
+        return self.runs_dir / "results" / f"{name}-{fingerprint(self.task_config, *inputs)}"
 
     def embedding_folder(self, encoder_fingerprint: str) -> Path:
         """Folder of the embeddings that an encoder makes of the task's tiles."""

@@ -23,6 +23,8 @@ ALLOWED = (
     "histo_ssl.methods",
     "histo_ssl.optim",
     "histo_ssl.tasks",
+    "histo_ssl.folds",
+    "histo_ssl.mil",
     "histo_ssl.report.quiet",
     "histo_ssl.report.wandb",
     "lightning.Trainer",

@@ -59,6 +59,12 @@ class TileSource(Protocol):
         And `version`: what is known of the content of its file, another one when that changes.
         """
 
+    def slides(self) -> pd.DataFrame:
+        """One row per slide of the list: slide, patient, site, split, label ("" for none), n_tiles.
+
+        And the list's other columns, as text. No row where tiles are not cut from slides.
+        """
+
 
 class DataSet(Protocol):
     """Slides or images on a disk, or yet to be drawn."""

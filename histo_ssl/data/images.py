@@ -204,6 +204,11 @@ class ImageTiles:
             }
         )
 
+    def slides(self) -> pd.DataFrame:
+        """No row: images are tiles already."""
+        columns = ("slide", "patient", "site", "split", "label", "n_tiles")
+        return pd.DataFrame({name: [] for name in columns}, dtype=object)
+
 
 def _rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit RGB, on white where it is transparent, as slides are.

@@ -167,3 +167,7 @@ class SlideTiles:
         known = {name: slides[column] for name, column in columns.items()}
         version = slides["digest"].where(slides["digest"] != "", slides["n_bytes"].astype(str))
         return pd.DataFrame({**known, "x": xy[:, 0], "y": xy[:, 1], "label": labels, "version": version})
+
+    def slides(self) -> pd.DataFrame:
+        """One row per slide of the list, as text, and its number of tiles."""
+        return self.index.slides.rename(columns={"slide_id": "slide", "patient_id": "patient"})

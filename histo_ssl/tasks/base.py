@@ -1,8 +1,9 @@
 """What a task is: it takes embeddings of labelled tiles and returns scores that say how sure they are."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,15 @@ class TaskResult:
     counts: dict[str, int]  # n_train, n_test (tiles), n_train_groups, n_test_groups
     primary: tuple[str, str]  # protocol and metric that stand for the task
     thumbnail_px: int = 0  # side of the pictures that the tiles of `predictions` are to be shown by; 0: none
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # more to keep, by the name of its file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """What a task that trains has beside its data."""
+
+    folder: Path  # where it may keep what an interrupted run shall not do again
+    accelerator: str  # as Lightning's Trainer takes it
 
 
 def check_finite(features_ND: NDArray[np.floating]) -> None:
@@ -58,6 +68,26 @@ def check_finite(features_ND: NDArray[np.floating]) -> None:
             f"{n_bad} of {len(features_ND)} embeddings are not finite: the encoder has diverged; look at its "
             "loss and train it again"
         )
+
+
+@runtime_checkable
+class BagTask(Protocol):
+    """Labelled slides x folds x models of bags."""
+
+    def check_slides(self, slides: pd.DataFrame) -> None:
+        """Stop at slides that `evaluate_bags` would refuse, whatever their features: before a long training.
+
+        Args:
+            slides: slide, patient, site, label and the slide list's other columns (text), n_tiles.
+
+        Raises:
+            ValueError: says why they can't be scored.
+        """
+
+    def evaluate_bags(
+        self, features: Path, slides: pd.DataFrame, *, subject: str, place: Workplace
+    ) -> TaskResult:
+        """Scores of the embeddings in a folder of a file per slide, which belong to `subject`."""
 
 
 class Task(Protocol):

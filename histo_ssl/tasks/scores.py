@@ -74,27 +74,23 @@ def episode_scores(episodes: Sequence[Predictions], asked: Asked) -> list[Score]
         asked: whose they are.
     """
     n_GCC = episodes[0].confusion_GCC()
-    value_K = np.mean(
-        [_values(one, one.confusion_GCC(), np.ones((1, len(n_GCC))))[0] for one in episodes], axis=0
-    )
+    value_K = np.mean([values_of(one, np.ones((1, len(n_GCC))))[0] for one in episodes], axis=0)
     shares = [
         asked.n_bootstrap // len(episodes) + (e < asked.n_bootstrap % len(episodes))
         for e in range(len(episodes))
     ]
     values_RK = np.concatenate(
         [
-            _values(one, one.confusion_GCC(), w_RG)
+            values_of(one, w_RG)
             for e, (one, n_drawn) in enumerate(zip(episodes, shares, strict=True))
             for w_RG in group_weights(
                 len(n_GCC), n=n_drawn, seed=[asked.seed, e] if e else asked.seed, n_tiles=len(one.truth_M)
             )
         ]
     )
-    names = [("accuracy", ""), ("balanced_accuracy", ""), ("macro_f1", ""), ("auc", "")]
-    names += [("auc", name) for name in episodes[0].classes]
     varies_C = _n_groups_each_side(n_GCC).min(axis=0) > 1
     varies_K = [*[len(n_GCC) > 1] * 3, bool(varies_C.any()), *varies_C.tolist()]
-    rows = zip(names, value_K, values_RK.T, varies_K, _chances(n_GCC), strict=True)
+    rows = zip(score_names(episodes[0]), value_K, values_RK.T, varies_K, _chances(n_GCC), strict=True)
     estimated = [
         Estimated(metric=metric, label=label, value=value, drawn_R=drawn_R, varies=varies, chance=chance)
         for (metric, label), value, drawn_R, varies, chance in rows
@@ -146,9 +142,15 @@ def cautions(predictions: Predictions) -> list[str]:
     return notes + few_groups(predictions.n_groups, coverage=COVERAGE)
 
 
-def _values(predictions: Predictions, n_GCC: Floats, w_RG: Floats) -> Floats:
-    """All scores (R, K) under each weighting of the groups."""
-    n_RCC = np.tensordot(w_RG, n_GCC, axes=1)
+def score_names(predictions: Predictions) -> list[tuple[str, str]]:
+    """Metric and class ("" for all) of each of the K scores."""
+    overall = [(metric, "") for metric in ("accuracy", "balanced_accuracy", "macro_f1", "auc")]
+    return overall + [("auc", name) for name in predictions.classes]
+
+
+def values_of(predictions: Predictions, w_RG: Floats) -> Floats:
+    """All scores (R, K) under each weighting of the groups; weights of 1 give the scores themselves."""
+    n_RCC = np.tensordot(w_RG, predictions.confusion_GCC(), axes=1)
     w_RM = w_RG[:, predictions.group_M]
     columns = enumerate(predictions.score_MC.T)
     auc_RC = np.stack([auc(score_M, predictions.truth_M == c, w_RM) for c, score_M in columns], axis=1)

@@ -1,0 +1,162 @@
+"""The slides of a slide-level task with what is known of each: its label, patient and site.
+
+They come from the run's slide list, or from a CSV of somebody's that is joined to it by the slides' names.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SLIDE, PATIENT, SITE, LABEL = "slide", "patient", "site", "label"
+KNOWN = (SLIDE, PATIENT, SITE, LABEL)  # columns of every table of cases; more where a task asks for them
+SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".h5", ".pt")  # that lists leave or leave out
+N_NAMED = 3  # slides that a sentence names
+UNITS = ("slide", "patient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """Labelled slides, or patients, ordered by name, and what a reader of their scores must know."""
+
+    table: pd.DataFrame  # KNOWN and what was asked for, all as text
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Where labels are.
+
+    Args:
+        path: CSV with a row per slide, or per patient if it has no column of slides; None: the slide list.
+        columns: our names of columns -> the CSV's (or the slide list's); those that it lacks count as empty.
+        classes: labels that count; slides with others are left out. None: all.
+        needed: our names of the columns without which a slide has no label.
+    """
+
+    path: str | None
+    columns: Mapping[str, str]
+    classes: Sequence[str] | None
+    needed: tuple[str, ...] = (LABEL,)  # a definition of the task, not a setting
+
+    def cases(self, slides: pd.DataFrame) -> Cases:
+        """The slides that have a label and tiles.
+
+        Args:
+            slides: the slide list: slide, patient, site, label (text, "" where unknown), n_tiles, and others.
+
+        Raises:
+            FileNotFoundError: there is no such CSV.
+            ValueError: it has no column that is needed, lists a slide twice, or no slide of the list; or no
+                slide has a label.
+        """
+        has_tiles = slides["n_tiles"] > 0
+        listed = slides[has_tiles].drop(columns="n_tiles").reset_index(drop=True)
+        joined, notes = (self._own(listed), []) if self.path is None else self._joined(listed)
+        is_labelled = (joined[list(self.needed)] != "").all(axis=1)
+        notes += _counted(
+            joined.loc[~is_labelled, SLIDE], "has no label and is left out", "have no label and are left out"
+        )
+        if self.classes is not None:
+            is_other = is_labelled & ~joined[LABEL].isin(self.classes)
+            notes += _counted(
+                joined.loc[is_other, SLIDE],
+                "is of another class and is left out",
+                "are of other classes and are left out",
+            )
+            is_labelled &= ~is_other
+        if not is_labelled.any():
+            wanted = f" ({', '.join(self.classes)})" if self.classes is not None else ""
+            raise ValueError(
+                f"none of {len(listed)} slides has a label{wanted}: give the slide list a column "
+                f"'{self.needed[0]}', or a CSV by task.labels.path"
+            )
+        notes += _counted(
+            slides.loc[~has_tiles, SLIDE], "has no tile and is left out", "have no tile and are left out"
+        )
+        table = joined[is_labelled].sort_values(SLIDE).reset_index(drop=True)
+        is_unknown = table[PATIENT] == ""
+        notes += _counted(
+            table.loc[is_unknown, SLIDE],
+            "has no patient: it stands for one",
+            "have no patient: each stands for one",
+        )
+        table[PATIENT] = table[PATIENT].where(~is_unknown, table[SLIDE])
+        return Cases(table=table, notes=notes)
+
+    def _own(self, slides: pd.DataFrame) -> pd.DataFrame:
+        """The slide list's own columns under our names."""
+        renamed = {name: slides[_there(column, name, slides)] for name, column in self.columns.items()}
+        return pd.DataFrame({**{name: slides[name] for name in KNOWN}, **renamed})
+
+    def _joined(self, slides: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """The slides with what the CSV says of each."""
+        found = self._read()
+        key = SLIDE if SLIDE in found else PATIENT
+        twice = found[key][found[key].duplicated()]
+        if len(twice):
+            raise ValueError(
+                f"{self.path}: {key}s listed twice: {_named(twice)}; a row per {key} is expected"
+            )
+        names = slides[key].map(bare) if key == SLIDE else slides[key]
+        at = pd.Index(found[key]).get_indexer(pd.Index(names))
+        if (at < 0).all():
+            raise ValueError(
+                f"{self.path}: none of its {len(found)} {key}s (such as {found[key].iloc[0]}) is among the "
+                f"{len(slides)} {key}s of the list (such as {names.iloc[0]})"
+            )
+        joined = slides[list(KNOWN)].assign(**dict.fromkeys(self.needed, ""))
+        for name in found.columns.drop(key):
+            joined[name] = np.where(at >= 0, found[name].to_numpy()[at], joined.get(name, ""))
+        unused = found[key][~found[key].isin(names)]
+        source, absent = f"of {Path(str(self.path)).name}", "not in the slide list"
+        return joined, _counted(unused, f"{source} is {absent}", f"{source} are {absent}", noun=key)
+
+    def _read(self) -> pd.DataFrame:
+        """The CSV's columns under our names."""
+        path = Path(str(self.path))
+        if not path.is_file():
+            raise FileNotFoundError(f"task.labels.path={path}: there is no such CSV")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        known = {name: table[column].str.strip() for name, column in self.columns.items() if column in table}
+        missing = [self.columns.get(name, name) for name in self.needed if name not in known]
+        if missing or not {SLIDE, PATIENT} & known.keys():
+            wanted = ", ".join(missing) or f"{self.columns[SLIDE]} or {self.columns[PATIENT]}"
+            raise ValueError(
+                f"{path}: no column {wanted}; it has {', '.join(table.columns)}: task.labels.columns says "
+                "which of them is what"
+            )
+        if SLIDE in known:
+            known[SLIDE] = known[SLIDE].map(bare)
+        return pd.DataFrame(known)
+
+
+def bare(name: str) -> str:
+    """A slide's name without its folder and a scanner's suffix.
+
+    >>> bare("TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF.svs"), bare("a/b.tif"), bare("c.1")
+    ('TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF', 'b', 'c.1')
+    """
+    last = name.rpartition("/")[2]
+    suffix = next((suffix for suffix in SUFFIXES if last.lower().endswith(suffix)), "")
+    return last.removesuffix(last[len(last) - len(suffix) :]) if suffix else last
+
+
+def _there(column: str, name: str, slides: pd.DataFrame) -> str:
+    """The column of the slide list that is meant by one of our names."""
+    return column if column in slides else name
+
+
+def _counted(names: Iterable[str], one: str, many: str, *, noun: str = SLIDE) -> list[str]:
+    """How many slides (or patients) there are of a kind, and who, if there are any."""
+    names = list(names)
+    said = one if len(names) == 1 else many
+    return [f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({_named(names)}) {said}"] if names else []
+
+
+def _named(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
+    return ", ".join(names[:N_NAMED]) + more

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from histo_ssl.folds.fractions import with_fraction
 from histo_ssl.folds.partition import Fold, Folding
 from histo_ssl.mil.bags import Bags, PatientBags, SlideBags
 from histo_ssl.mil.base import BagModelFactory
@@ -52,6 +53,7 @@ class SlideTask:
     labels: Labels
     recipe: Recipe
     unit: str
+    label_fraction: float
     only_folds: Sequence[str] | None
     primary: tuple[str, str] | None
     n_bootstrap: int
@@ -119,6 +121,7 @@ class SlideTask:
         table = cases.table
         if self.unit == PATIENT:
             table, folds = _by_patient(table, folds)
+        folds = [with_fraction(fold, table, fraction=self.label_fraction, seed=self.seed) for fold in folds]
         classes = _classes(table)
         rows = [_rows(fold) for fold in folds]
         for fold in rows:

@@ -1,4 +1,4 @@
-"""What a careful reader finds in folds: patients on two sides, sites on both, slides that are never tested."""
+"""What a careful reader finds in folds: patients on two sides, sites on both, slides never tested."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Split files from outside: read as they are, and checked: the study's own leak patients from training to test."""
+"""Split files from outside: read as they are, and checked: the study's own leak patients into the test."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A partition by patient: nobody on two sides, everybody tested once, classes alike, whatever the order of rows."""
+"""A partition by patient: nobody on two sides, everybody tested once, classes alike, in any order of rows."""
 
 import itertools
 

@@ -190,6 +190,11 @@ def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
         "thumbnail_px": shared.thumbnail_px,
         "scores": [_defined(asdict(score)) for result in results.values() for score in result.scores],
         "confusion": {subject: result.confusion for subject, result in results.items()},
+        "label_fraction": shared.label_fraction,
+        "folds": {
+            subject: {protocol: _defined(aucs) for protocol, aucs in result.folds.items()}
+            for subject, result in results.items()
+        },
     }
 
 

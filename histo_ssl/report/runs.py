@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,10 @@ class Result:
     scores: dict[ScoreKey, Estimate]
     confusion: dict[str, dict[str, list[list[int]]]]  # subject -> protocol -> rows: truth, columns: predicted
     thumbnail_px: int = 0  # side of the tiles' pictures, where the task is a map of them
+    folds: dict[str, dict[str, dict[str, float]]] = field(
+        default_factory=dict
+    )  # subject, protocol, fold: AUC
+    label_fraction: float = 1.0  # share of the training labels that was learned from
     question: str = ""  # what it was scored on and how: equal for encoders that can be compared
 
     @property
@@ -172,8 +176,20 @@ def _result(folder: Path) -> Result:
         scores=dict(_score(row) for row in content["scores"]),
         confusion=content["confusion"],
         thumbnail_px=content.get("thumbnail_px", 0),
+        folds=_folds(content.get("folds", {})),
+        label_fraction=content.get("label_fraction", 1.0),
         question=fingerprint({**asked, "encoder": "", "tiles": content["tile_folder"]}),
     )
+
+
+def _folds(stored: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """AUC of each fold, NaN where its test has no two classes."""
+    return {
+        subject: {
+            protocol: {fold: _number(auc) for fold, auc in aucs.items()} for protocol, aucs in of.items()
+        }
+        for subject, of in stored.items()
+    }
 
 
 def _score(row: dict[str, Any]) -> tuple[ScoreKey, Estimate]:

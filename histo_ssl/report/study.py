@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,51 +17,30 @@ from rich.console import Console
 from rich.table import Table
 
 from histo_ssl.folders.cells import harmless
+from histo_ssl.report.label_fractions import fraction_table
 from histo_ssl.report.runs import Result
 from histo_ssl.report.scores import FLOORS, ScoreRow, class_rows, score_rows
+from histo_ssl.report.study_rows import (
+    BELOW,
+    DIFFERENCE,
+    FLOOR,
+    OURS,
+    PRINTED,
+    StudyRow,
+    StudyTable,
+    plain_row,
+)
 
 PUBLISHED = Path(__file__).with_name("published.json")
-OURS, PRINTED, DIFFERENCE, FLOOR = "here", "published", "difference", "floor"  # kinds of rows
-BELOW = "▼"  # after a score that a floor reaches
 TERMINAL_COLUMNS = 118
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyRow:
-    """A row of one of the study's tables."""
-
-    kind: str  # OURS, PRINTED, DIFFERENCE or FLOOR
-    name: str  # "dino, vit_s"; of a floor its name
-    setting: str  # such as "as scanned"
-    values: list[float]  # one per column, NaN where there is none
-    is_below: list[bool]  # whether a floor is as good or better
-
-    def cells(self) -> list[str]:
-        """Three decimals, differences with their sign, a mark where a floor is as good.
-
-        >>> values = {"values": [0.01, -0.0201], "is_below": [False, False]}
-        >>> StudyRow(kind="difference", name="", setting="", **values).cells()
-        ['+.010', '-.020']
-        """
-        pairs = zip(self.values, self.is_below, strict=True)
-        return [_number(v, signed=self.kind == DIFFERENCE) + (BELOW if below else "") for v, below in pairs]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyTable:
-    """One of the study's tables, as far as it was made here."""
-
-    name: str  # of its file
-    title: str
-    source: str
-    columns: list[str]
-    rows: list[StudyRow]
-    notes: list[str]
 
 
 def study_tables(results: Sequence[Result]) -> list[StudyTable]:
     """The tables that any of the results has a part in."""
-    made = [_table(name, facts, results) for name, facts in json.loads(PUBLISHED.read_text()).items()]
+    made = [
+        (fraction_table if "fractions" in facts else _table)(name, facts, results)
+        for name, facts in json.loads(PUBLISHED.read_text()).items()
+    ]
     return [table for table in made if table.rows]
 
 
@@ -72,10 +51,11 @@ def study_text(tables: Sequence[StudyTable]) -> str:
     for table in tables:
         console.print(f"{table.title}\n{table.source}", highlight=False)
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for name in ("", "stain", *table.columns):
+        has_settings = any(row.setting for row in table.rows)
+        for name in ("", *(["stain"] if has_settings else []), *table.columns):
             shown.add_column(name, justify="left" if name in ("", "stain") else "right", no_wrap=True)
         for row in table.rows:
-            shown.add_row(label(row), row.setting, *row.cells())
+            shown.add_row(label(row), *([row.setting] if has_settings else []), *row.cells())
         console.print(shown)
         for note in table.notes:
             console.print(note, highlight=False)
@@ -84,13 +64,16 @@ def study_text(tables: Sequence[StudyTable]) -> str:
 
 
 def study_csv(table: StudyTable) -> str:
-    """A table as CSV: kind, name and setting of each row, then its numbers."""
+    """A table as CSV: kind, name and setting of each row, then its numbers, and their SDs if it has any."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["kind", "name", "stain", *table.columns])
+    has_spreads = any(row.spreads for row in table.rows)
+    spreads = [f"{column} SD" for column in table.columns] if has_spreads else []
+    writer.writerow(["kind", "name", "stain", *table.columns, *spreads])
     for row in table.rows:
-        numbers = ["" if math.isnan(value) else f"{value:.6g}" for value in row.values]
-        writer.writerow([row.kind, harmless(row.name), harmless(row.setting), *numbers])
+        numbers = [*row.values, *(row.spreads or [math.nan] * len(spreads))]
+        shown = ["" if math.isnan(value) else f"{value:.6g}" for value in numbers]
+        writer.writerow([row.kind, harmless(row.name), harmless(row.setting), *shown])
     return stream.getvalue()
 
 
@@ -144,7 +127,7 @@ def _rows(
     rows = [StudyRow(kind=OURS, name=name, setting=setting, values=ours, is_below=below)]
     if printed:
         apart = [a - b for a, b in zip(ours, printed, strict=True)]
-        rows += [_plain(PRINTED, name, printed), _plain(DIFFERENCE, name, apart)]
+        rows += [plain_row(PRINTED, name, printed), plain_row(DIFFERENCE, name, apart)]
     return rows
 
 
@@ -155,20 +138,5 @@ def _floors(result: Result, columns: Sequence[_Column], *, setting: str) -> list
         estimates = [scored[column].floors.get(subject) if column in scored else None for column in columns]
         values = [estimate.value if estimate else math.nan for estimate in estimates]
         if not all(map(math.isnan, values)):
-            rows.append(replace(_plain(FLOOR, name, values), setting=setting))
+            rows.append(replace(plain_row(FLOOR, name, values), setting=setting))
     return rows
-
-
-def _plain(kind: str, name: str, values: list[float]) -> StudyRow:
-    return StudyRow(kind=kind, name=name, setting="", values=values, is_below=[False] * len(values))
-
-
-def _number(value: float, *, signed: bool) -> str:
-    """As the study prints it: .983, 1.000.
-
-    >>> _number(0.98312, signed=False), _number(1.0, signed=False), _number(-0.5, signed=True)
-    ('.983', '1.000', '-.500')
-    """
-    if math.isnan(value):
-        return "–"
-    return f"{value:{'+' if signed else ''}.3f}".replace("0.", ".", 1)

@@ -46,6 +46,8 @@ class TaskResult:
     primary: tuple[str, str]  # protocol and metric that stand for the task
     thumbnail_px: int = 0  # side of the pictures that the tiles of `predictions` are to be shown by; 0: none
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # more to keep, by the name of its file
+    folds: dict[str, dict[str, float]] = field(default_factory=dict)  # by protocol and fold: its AUC
+    label_fraction: float = 1.0  # share of the training labels that was learned from
 
 
 @dataclass(frozen=True, kw_only=True)

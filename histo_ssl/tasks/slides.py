@@ -170,6 +170,10 @@ class SlideTask:
             counts=_counts(parts),
             primary=self.judged_by,
             tables={"folds": pd.concat(tables.values(), ignore_index=True)},
+            folds={
+                name: dict(zip(names, table["auc"].tolist(), strict=True)) for name, table in tables.items()
+            },
+            label_fraction=self.label_fraction,
         )
 
     def _asked(self, name: str, subject: str) -> Asked:

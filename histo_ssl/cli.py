@@ -60,9 +60,8 @@ class GuardedLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """The composed configuration, if it asks for nothing that only a person may ask for."""
-        cfg = super().load_configuration(
-            config_name, overrides, run_mode, from_shell, validate_sweep_overrides
-        )
+        found = with_variant(overrides)
+        cfg = super().load_configuration(config_name, found, run_mode, from_shell, validate_sweep_overrides)
         plain: Any = OmegaConf.to_container(cfg, resolve=False)
         check_configuration(plain, plain.pop("hydra"), overrides)
         return cfg
@@ -72,6 +71,19 @@ def conf_dir() -> Path:
     """The folder of YAML files: inside the package when installed from a wheel, beside it in a checkout."""
     inside = PACKAGE / "conf"
     return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def with_variant(overrides: list[str]) -> list[str]:
+    """The arguments, with a method's own form of an experiment where the experiment has one.
+
+    `experiment=table1 method=dino` means `experiment=table1/dino method=dino`, since Hydra can't choose a
+    recipe, which chooses groups itself, by what another group is.
+    """
+    chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
+    name, method = chosen.get("experiment", ""), chosen.get("method", "")
+    if not (conf_dir() / "experiment" / name / f"{method}.yaml").is_file():
+        return overrides
+    return [f"experiment={name}/{method}" if one == f"experiment={name}" else one for one in overrides]
 
 
 def main() -> None:

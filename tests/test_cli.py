@@ -128,3 +128,41 @@ def test_one_sentence_names_the_library_that_an_error_comes_from() -> None:
     except ValueError as error:
         ours = cli.explain(error)  # raised here, outside of the package: the traceback helps
     assert ours == "invalid literal for int() with base 10: 'x' (ValueError; HYDRA_FULL_ERROR=1 shows where)"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["experiment=table1", "method=dino"], ["experiment=table1/dino", "method=dino"]),
+        (["method=simclr", "a=1", "experiment=table2"], ["method=simclr", "a=1", "experiment=table2/simclr"]),
+        (["experiment=table1"], ["experiment=table1"]),
+        (["experiment=table1", "method=random"], ["experiment=table1", "method=random"]),
+        (
+            ["experiment=tcga_brca_dino_vits", "method=dino"],
+            ["experiment=tcga_brca_dino_vits", "method=dino"],
+        ),
+        (["method=dino"], ["method=dino"]),
+    ],
+)
+def test_an_experiment_takes_the_form_that_it_has_for_a_method(given: list[str], read: list[str]) -> None:
+    assert cli.with_variant(given) == read
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "epochs"),
+    [
+        ("imagenet", "resnet50_trunc", 3),
+        ("simclr", "resnet50", 100),
+        ("dino", "vit_s", 100),
+        ("moco", "resnet50", 100),
+        ("mocov3", "vit_s_12heads", 100),
+    ],
+)
+def test_the_studys_tables_take_each_methods_own_recipe(
+    compose: Any, method: str, backbone: str, epochs: int
+) -> None:
+    for table, task in (("table1", "tcga_brca_subtype"), ("table2", "crc100k")):
+        plan = compose(f"experiment={table}/{method}")
+        chosen = {name: plan.choices[name] for name in ("method", "backbone", "task")}
+        assert chosen == {"method": method, "backbone": backbone, "task": task}
+        assert plan.cfg.training.epochs == epochs

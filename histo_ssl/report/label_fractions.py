@@ -1,7 +1,7 @@
 """Scores over shares of the labels, as Table 1 of the study (arXiv:2203.00585).
 
-A cell is mean and SD (ddof 1) of the AUCs of its folds, ours or somebody else's: from files of fold results as
-CLAM writes them (columns folds, test_auc) the same table comes out.
+A cell is mean and SD (ddof 1) of the AUCs of its folds, ours or somebody else's: from files of fold results
+as CLAM writes them (columns folds, test_auc) the same table comes out.
 """
 
 import csv

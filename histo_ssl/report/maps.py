@@ -10,17 +10,14 @@ from matplotlib.figure import Figure
 from histo_ssl.report.plots import STYLE, Picture, photograph, png
 from histo_ssl.report.runs import Result, read_predictions
 from histo_ssl.report.scores import FLOORS
+from histo_ssl.slidemaps.colors import CATEGORIES
 
 THUMBNAILS = "thumbnails.png"
 SIZE_INCHES = (4.2, 3.6)
 LEGEND_INCHES = 0.21  # height of a line
 SHEET_SIDE_PX, SHEET_BYTES = 4000, 6_000_000
 UNKNOWN = "no label"
-# Okabe and Ito's, told apart by those who see fewer colours, and four more; then again with another mark.
-COLOURS = (
-    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a7600", "#333333"),
-    *("#9a9a9a", "#6a3d9a", "#7fb800", "#7b4b2a"),
-)
+COLOURS = CATEGORIES  # the same class has the same colour on maps of slides; then again with another mark
 MARKS = ("o", "s", "^", "D")
 
 

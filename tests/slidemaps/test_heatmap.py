@@ -1,10 +1,13 @@
 """Each pixel of a map is the mean of what tiles cover of it; places are right to the pixel."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 
 from histo_ssl.slidemaps import heatmap
 from histo_ssl.slidemaps.colors import Scale, palette
@@ -82,6 +85,22 @@ def test_a_map_lies_on_the_thumbnail_of_its_slide_pixel_by_pixel(write_slide) ->
         assert inside.mean() > 0.95
         difference = found.values - thumbnail[..., channel]
         assert np.abs(difference[inside]).max() <= 1.5  # bicubic thumbnails, in steps of 5 and 6
+
+
+def test_a_map_of_mean_colours_lies_on_a_real_slide_and_nowhere_beside(shared_data: Path) -> None:
+    slide = Slide(str(shared_data / "slides" / "CMU-1-Small-Region.svs"))
+    pixels = slide.thumbnail(slide.mpp)
+    tiles = grid(size=slide.size_level0, side=24, stride=24)
+    means = np.array([pixels[y : y + 24, x : x + 24].mean() for x, y in tiles.xy_level0.tolist()])
+    thumbnail = uniform_filter(slide.thumbnail(8 * slide.mpp).mean(axis=2), 3)  # a tile is 3 px wide there
+    frame = Frame.whole(slide.size_level0, size_px=thumbnail.shape[::-1], slide_mpp=slide.mpp)
+    inner = (slice(8, -8), slice(8, -8))
+    found = value_map(means, tiles, frame).values[inner].ravel()
+    shifts = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    moved = {(dx, dy): np.roll(thumbnail, (dy, dx), axis=(0, 1))[inner].ravel() for dx, dy in shifts}
+    fits = {shift: float(np.corrcoef(found, there)[0, 1]) for shift, there in moved.items()}
+    assert max(fits, key=lambda shift: fits[shift]) == (0, 0)
+    assert fits[0, 0] > 0.98
 
 
 @given(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from histo_ssl.data.base import Part, TileSource
 from histo_ssl.data.loading import Loading, TileLoader
 from histo_ssl.data.reading import Batch, BlankedTiles
-from histo_ssl.embeddings import UNREADABLE, EmbeddingSet, Stored, read_embeddings, write_embeddings
+from histo_ssl.embeddings import UNREADABLE, EmbeddingSet, Stored, narrowed, read_embeddings, write_embeddings
 from histo_ssl.encode import Card, Encoder
 from histo_ssl.folders.artifacts import fingerprint
 from histo_ssl.progress import Progress
@@ -31,17 +31,19 @@ TILES = "tiles"  # attribute of a file of embeddings: a hash of its tiles' names
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """How tiles are embedded; changes no embedding.
+    """How tiles are embedded; changes no embedding beyond the rounding of `dtype`.
 
     Args:
         batch_size: tiles per forward pass.
         loading: how tiles are read.
+        dtype: float32, or float16, which takes half the space.
         any_mpp: embed tiles of another scale than the encoder's, too.
         max_failed: share of the tiles that may turn out unreadable, 0-1.
     """
 
     batch_size: int
     loading: Loading
+    dtype: str
     any_mpp: bool
     max_failed: float
 
@@ -62,7 +64,8 @@ def embed_tiles(encoder: Encoder, source: TileSource, *, folder: Path, how: Embe
         encoder wants its tiles' stain normalised also how many were left as they are.
 
     Raises:
-        ValueError: more of them than `max_failed` allows; names the newest.
+        ValueError: more of them than `max_failed` allows (names the newest), or `dtype` can't hold an
+            embedding.
     """
     encoder.check_scale(source.mpp, any_mpp=how.any_mpp)
     tiles = _tile_names(source)
@@ -76,9 +79,10 @@ def embed_tiles(encoder: Encoder, source: TileSource, *, folder: Path, how: Embe
         n_left += found.n_left
         _check_failed(found.failed, n_unreadable, len(source), how=how)
         of_part = coords[part.start : part.stop]
+        path = folder / f"{part.name}.h5"
         write_embeddings(
-            folder / f"{part.name}.h5",
-            features=found.features_ND,
+            path,
+            features=narrowed(found.features_ND, how.dtype, path=path),
             coords=np.delete(of_part, list(found.failed), axis=0),
             attributes={**attributes, TILES: tiles[part.name], **_left(encoder, found.n_left)},
             unreadable=list(found.failed),

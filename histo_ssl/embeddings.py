@@ -109,7 +109,7 @@ def write_embeddings(
 
     Args:
         path: HDF5 file; replaced if it is there.
-        features: (N, D), finite; stored as float32.
+        features: (N, D), finite; float16 is stored as it is, all else as float32.
         coords: (N, 2), level-0 px; stored as int64.
         attributes: stored on `coords`, where CLAM and TRIDENT look for theirs.
         unreadable: as of `Stored`.
@@ -118,9 +118,10 @@ def write_embeddings(
         ValueError: `features` and `coords` don't belong together, or an embedding is not finite.
     """
     _check(path, features, coords)
+    stored_as = np.float16 if features.dtype == np.float16 else np.float32
     stream = io.BytesIO()  # HDF5 on a full disk fails in ways of its own; a plain write says what is wrong
     with h5py.File(stream, "w", userblock_size=BLOCK_BYTES) as file:
-        file.create_dataset(FEATURES, data=features.astype(np.float32, copy=False))
+        file.create_dataset(FEATURES, data=features.astype(stored_as, copy=False))
         file.create_dataset(COORDS, data=coords.astype(np.int64, copy=False)).attrs.update(attributes)
         if unreadable:
             file.create_dataset(UNREADABLE, data=np.array(unreadable, dtype=np.int64))
@@ -206,6 +207,26 @@ def open_features(path: Path) -> FeatureFile:
         plain = features.chunks is None and features.dtype.isnative
         offset = features.id.get_offset() if plain else None  # from the file's start, block and all
         return FeatureFile(path=path, n_tiles=n_tiles, dim=dim, dtype=features.dtype.str, offset=offset)
+
+
+def narrowed(features: NDArray[np.float32], dtype: str, *, path: Path) -> NDArray[np.floating]:
+    """Features in the type that they are to be stored in; float16 rounds each by at most 1 part in 2,048.
+
+    Args:
+        features: (N, D).
+        dtype: float32 or float16.
+        path: of their file, for the message.
+
+    Raises:
+        ValueError: float16 can't hold one of them.
+    """
+    n_beyond = int((np.abs(features) > np.finfo(dtype).max).any(axis=1).sum())
+    if n_beyond:
+        raise ValueError(
+            f"{path}: {n_beyond} of {len(features)} embeddings reach beyond {np.finfo(dtype).max:,.0f}, the "
+            f"most that {dtype} holds; keep them in float32 (embedding.dtype)"
+        )
+    return features.astype(dtype, copy=False)
 
 
 def _stamp(content: memoryview) -> bytes:

@@ -79,7 +79,7 @@ def embed(plan: Plan) -> None:
     source = open_source(finished(plan.task_tile_folder, stage="tile"))
     for subject, encoder in subjects_of(plan, source).items():
         folder = plan.embedding_folder(encoder.card.fingerprint)
-        config = {"encoder": asdict(encoder.card), **plan.task_tile_config}
+        config = {"encoder": asdict(encoder.card), **plan.embedding_config}
         build = partial(_embed, plan, encoder, source)
         artifacts.complete(folder, build=build, label=f"embed ({subject})", config=config)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,10 @@ Source = Callable[[int], TileSource]
 LOADING = Loading(n_workers=0, start_method="fork", timeout_s=0)
 
 
-def _embed(source: TileSource, folder: Path, *, max_failed: float = 0.0) -> dict[str, int]:
-    how = Embedding(batch_size=3, loading=LOADING, any_mpp=False, max_failed=max_failed)
+def _embed(
+    source: TileSource, folder: Path, *, max_failed: float = 0.0, dtype: str = "float32"
+) -> dict[str, int]:
+    how = Embedding(batch_size=3, loading=LOADING, dtype=dtype, any_mpp=False, max_failed=max_failed)
     return embed_tiles(colour_floor(source), source, folder=folder, how=how)
 
 
@@ -37,6 +40,20 @@ def test_embeddings_of_files_are_those_of_one_forward_pass(image_source: Source,
     np.testing.assert_array_equal(embeddings.features, colour_floor(source)(tiles).numpy())
     assert embeddings.row.tolist() == list(range(7))
     assert embeddings.label.tolist() == source.table()["label"].tolist()
+
+
+def test_half_precision_takes_half_the_space_and_rounds_by_a_part_in_two_thousand(
+    image_source: Source, tmp_path: Path
+) -> None:
+    source = image_source(7)
+    _embed(source, tmp_path / "exact")
+    _embed(source, tmp_path / "half", dtype="float16")
+    with h5py.File(tmp_path / "half" / f"{source.parts()[0].name}.h5") as file:
+        assert file["features"].dtype == np.float16
+    exact, half = (load_embeddings(tmp_path / name, source).features for name in ("exact", "half"))
+    assert half.dtype == np.float32
+    np.testing.assert_array_equal(half, exact.astype(np.float16))
+    np.testing.assert_allclose(half, exact, rtol=2**-11, atol=2**-25)
 
 
 def test_embedding_goes_on_where_it_stopped(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histo_ssl.embeddings import EmbeddingSet, read_embeddings, write_embeddings
+from histo_ssl.embeddings import EmbeddingSet, narrowed, read_embeddings, write_embeddings
 
 FEATURES = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
 COORDS = np.array([[0, 0], [512, 0], [0, 512], [2**31, 512]])
@@ -57,6 +57,26 @@ def test_a_foreign_file_with_half_precision_and_list_attributes_is_read(tmp_path
     np.testing.assert_array_equal(stored.features, FEATURES.astype(np.float16))
     assert stored.attributes == {"patch_size": 256}
     assert stored.is_row().tolist() == [True] * 4
+
+
+def test_features_in_half_precision_stay_so_in_the_file_and_are_read_in_full(tmp_path: Path) -> None:
+    half = narrowed(FEATURES, "float16", path=tmp_path / "S1.h5")
+    write_embeddings(tmp_path / "S1.h5", features=half, coords=COORDS, attributes=ATTRIBUTES)
+    with h5py.File(tmp_path / "S1.h5") as file:
+        assert file["features"].dtype == np.float16
+    stored = read_embeddings(tmp_path / "S1.h5").features
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored, FEATURES.astype(np.float16))
+
+
+def test_what_half_precision_cannot_hold_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    features = FEATURES.copy()
+    features[[0, 2], 1] = 65_504, -65_520  # the first is the largest there is
+    with pytest.raises(
+        ValueError, match=r"S1\.h5: 1 of 4 embeddings reach beyond 65,504, .* keep them in float32"
+    ):
+        narrowed(features, "float16", path=tmp_path / "S1.h5")
+    np.testing.assert_array_equal(narrowed(features, "float32", path=tmp_path / "S1.h5"), features)
 
 
 def test_places_of_tiles_that_could_not_be_read_come_back(tmp_path: Path) -> None:

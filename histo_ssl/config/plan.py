@@ -26,10 +26,12 @@ LEAST = {
     "seed": 0,
 }
 MOST = 2**32 - 1  # what random generators take as a seed
+EXACT = "float32"  # what embeddings are stored in as they are
 FROZEN = "histo_ssl.methods.frozen."  # targets of the methods that train nothing
 FOLDER = "local-dir:"  # before the path of a folder of weights
 SWITCHES = ("compile", "grad_checkpointing")
 CHOICES = {
+    "embedding.dtype": (EXACT, "float16"),
     "loader.start_method": ("fork", "spawn", "forkserver"),
     "on_nonfinite": ("stop", "skip"),
 }
@@ -187,21 +189,27 @@ class Plan:
         return {**task, **files, "protocol": {**own, **{name: files[name] for name in files if name in own}}}
 
     @property
+    def embedding_config(self) -> dict[str, Any]:
+        """What embeddings depend on beside their encoder: tiles, and the type in which they are rounded."""
+        dtype = self.group("embedding.dtype")
+        return {**self.task_tile_config, **({} if dtype == EXACT else {"dtype": dtype})}
+
+    @property
     def result_config(self) -> dict[str, Any]:
         """What the scores depend on."""
-        inputs = {"encoder": self.encoder_fingerprint, **self.task_listing.config}
+        inputs = {"encoder": self.encoder_fingerprint, **self.embedding_config}
         return {**self.task_config, **inputs}
 
     @property
     def result_folder(self) -> Path:
         """Folder of the scores."""
-        inputs = self.encoder_fingerprint, fingerprint(self.task_tile_config)
+        inputs = self.encoder_fingerprint, fingerprint(self.embedding_config)
         name = "-".join(self.choices[group] for group in ("method", "backbone", "task"))
         return self.runs_dir / "results" / f"{name}-{fingerprint(self.task_config, *inputs)}"
 
     def embedding_folder(self, encoder_fingerprint: str) -> Path:
         """Folder of the embeddings that an encoder makes of the task's tiles."""
-        name = f"{encoder_fingerprint}-{fingerprint(self.task_tile_config)}"
+        name = f"{encoder_fingerprint}-{fingerprint(self.embedding_config)}"
         return self.runs_dir / "embeddings" / name
 
     def _tiles(self, config: dict[str, Any], *, name: str) -> Path:

@@ -8,6 +8,7 @@ could not be read, a third one, `unreadable`, holds their places among the tiles
 Letters: N tiles, D width of an embedding.
 """
 
+import functools
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,7 @@ def write_embeddings(
     Raises:
         ValueError: `features` and `coords` don't belong together, or an embedding is not finite.
     """
-    _check(path, features, coords)
+    check_rows(path, features, coords)
     stored_as = np.float16 if features.dtype == np.float16 else np.float32
     stream = io.BytesIO()  # HDF5 on a full disk fails in ways of its own; a plain write says what is wrong
     with h5py.File(stream, "w", userblock_size=BLOCK_BYTES) as file:
@@ -158,55 +159,13 @@ def read_embeddings(path: Path) -> Stored:
             f"this file has {found}"
         )
     features, coords = content[FEATURES], content[COORDS]
-    _check(path, features, coords)
+    check_rows(path, features, coords)
     return Stored(
         features=features.astype(np.float32, copy=False),
         coords=coords.astype(np.int64, copy=False),
         attributes=attributes,
         unreadable=content.get(UNREADABLE, np.zeros(0)).astype(np.int64),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureFile:
-    """One slide's embeddings, whole when it was opened, and read in parts; holds no open file."""
-
-    path: Path
-    n_tiles: int  # N
-    dim: int  # D
-    dtype: str  # as numpy says it
-    offset: int | None  # of the features in the file, where they lie there as they are
-
-    def read(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.floating]:
-        """Features (N, D), or those of some rows (ascending), in the type that they are stored in."""
-        if self.offset is None:
-            with h5py.File(self.path, "r") as file:
-                whole: NDArray[np.floating] = file[FEATURES][:] if rows is None else file[FEATURES][rows]
-                return whole
-        shape = (self.n_tiles, self.dim)
-        if rows is None:
-            count = self.n_tiles * self.dim
-            return np.fromfile(self.path, self.dtype, count, offset=self.offset).reshape(shape)
-        mapped = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=shape)
-        return np.array(mapped[rows])
-
-    def coords(self) -> NDArray[np.int64]:
-        """(N, 2), level-0 px."""
-        return read_embeddings(self.path).coords
-
-
-def open_features(path: Path) -> FeatureFile:
-    """The features of a file that `read_embeddings` would take; checked now, read later.
-
-    Raises:
-        FileNotFoundError, ValueError: as there.
-    """
-    n_tiles, dim = read_embeddings(path).features.shape
-    with h5py.File(path, "r") as file:
-        features = file[FEATURES]
-        plain = features.chunks is None and features.dtype.isnative
-        offset = features.id.get_offset() if plain else None  # from the file's start, block and all
-        return FeatureFile(path=path, n_tiles=n_tiles, dim=dim, dtype=features.dtype.str, offset=offset)
 
 
 def narrowed(features: NDArray[np.float32], dtype: str, *, path: Path) -> NDArray[np.floating]:
@@ -227,6 +186,30 @@ def narrowed(features: NDArray[np.float32], dtype: str, *, path: Path) -> NDArra
             f"most that {dtype} holds; keep them in float32 (embedding.dtype)"
         )
     return features.astype(dtype, copy=False)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is one that we wrote, whole by its checksum, or another program's HDF5 file.
+
+    The checksum is taken once in a process, until the file changes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is neither, or not whole.
+    """
+    facts = path.stat()
+    return _is_ours(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.cache
+def _is_ours(path: Path, n_bytes: int, modified_ns: int) -> bool:  # noqa: ARG001 (tell changed files apart)
+    with path.open("rb") as file:
+        start = file.read(BLOCK_BYTES)
+        if start.startswith(HDF5):
+            return False
+        if start.startswith(BLOCK + hashlib.file_digest(file, "sha256").hexdigest().encode()):
+            return True
+    raise ValueError(f"{path}: {NOT_READABLE}")
 
 
 def _stamp(content: memoryview) -> bytes:
@@ -253,8 +236,17 @@ def _single_values(stored: Mapping[str, object]) -> dict[str, str | int | float]
     return {name: value for name, value in plain.items() if isinstance(value, str | int | float)}
 
 
-def _check(path: Path, features: NDArray[np.generic], coords: NDArray[np.generic]) -> None:
-    """Refuse what is not one finite row of numbers and one position per tile."""
+def check_rows(path: Path, features: NDArray[np.generic], coords: NDArray[np.generic]) -> None:
+    """Refuse what is not one finite row of numbers and one position per tile.
+
+    Args:
+        path: of their file, for the message.
+        features: expected (N, D).
+        coords: expected (N, 2).
+
+    Raises:
+        ValueError: they are not.
+    """
     if features.dtype.kind not in "fiu" or coords.dtype.kind not in "iu":
         raise ValueError(
             f"{path}: features of type {features.dtype} and coords of type {coords.dtype}; "

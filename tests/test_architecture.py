@@ -60,7 +60,7 @@ OWNERS = {
     "omegaconf": {"cli.py", "config/plan.py"},
     "timm": {f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "hub")},
     "huggingface_hub": {"backbones/hub.py"},
-    "h5py": {"embeddings.py", "download/arrays.py", "mil/features.py"},
+    "h5py": {"embeddings.py", "download/arrays.py", "mil/exports.py", "mil/features.py"},
     "umap": {"tasks/umap.py"},
     "safetensors": {"encode.py", "backbones/weights.py"},
 }

@@ -62,6 +62,7 @@ OWNERS = {
     "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py", "download/arrays.py", "mil/exports.py", "mil/features.py"},
     "umap": {"tasks/umap.py"},
+    "torchmil": {"mil/libraries.py"},
     "safetensors": {"encode.py", "backbones/weights.py"},
 }
 

@@ -31,11 +31,11 @@ class Trunk(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Hidden features; embeddings are lifted from the dtype they are stored in to that of the layer."""
-        x_ND = _as_input(packed.features_ND, like=self.linear.weight)
+        x_ND = as_input(packed.features_ND, like=self.linear.weight)
         return F.relu_(self.dropout(self.linear(x_ND)))  # in this order both work in place, to the same end
 
 
-def _as_input(features_ND: Tensor, *, like: Tensor) -> Tensor:
+def as_input(features_ND: Tensor, *, like: Tensor) -> Tensor:
     """Embeddings in the dtype that a layer computes in: under autocast, not its weight's."""
     device = features_ND.device.type
     if torch.is_autocast_enabled(device):

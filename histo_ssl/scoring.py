@@ -24,6 +24,7 @@ from histo_ssl.export import ENCODER
 from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_image, write_json, write_text
 from histo_ssl.folders.cells import csv_text
+from histo_ssl.looking import write_looks
 from histo_ssl.stain.base import NOT_RESTAINED, note
 from histo_ssl.tasks.base import BagTask, TaskResult, Workplace
 from histo_ssl.tasks.chosen import flattery
@@ -97,6 +98,7 @@ def score(plan: Plan, folder: Path) -> Counts:
     write_json(folder / "results.json", _summary(plan, results))
     _write_thumbnails(plan, results["encoder"], source, folder)
     _write_tables(results, folder)
+    write_looks(results["encoder"].looks, source, folder)
     tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
     write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
     return {"scores": sum(len(result.scores) for result in results.values())}

@@ -115,6 +115,14 @@ class SlideData:
         return list(names.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """A slide, and the side of its tiles on it."""
+
+    slide: Slide
+    side_level0: int
+
+
 class SlideTiles:
     """The tiles that `SlideData.tile` listed."""
 
@@ -167,6 +175,12 @@ class SlideTiles:
         known = {name: slides[column] for name, column in columns.items()}
         version = slides["digest"].where(slides["digest"] != "", slides["n_bytes"].astype(str))
         return pd.DataFrame({**known, "x": xy[:, 0], "y": xy[:, 1], "label": labels, "version": version})
+
+    def scan(self, slide_id: str) -> Scan:
+        """The slide of that name."""
+        (i,) = np.flatnonzero(self.index.slides["slide_id"] == slide_id)
+        mpp = MicronsPerPx(self.index.slides["mpp"].iloc[i])
+        return Scan(slide=self._slides[i], side_level0=self.spec.side_level0(mpp))
 
     def slides(self) -> pd.DataFrame:
         """One row per slide of the list, as text, and its number of tiles."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.splits import Split
 
+ENCODER = "encoder"  # the subject that is no floor
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc")  # of classes
 NUMBER_METRICS = (  # of labels that are numbers
     *("prediction_probability", "kendall_tau_b", "spearman", "icc_2_1", "icc_3_1"),
@@ -33,6 +34,18 @@ class Score:
     chance: float  # what the best guess reaches that never looks at the tile
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """The attention that a slide's tiles drew from the model of the fold that tested it."""
+
+    slide: str
+    model: str
+    fold: str
+    title: str  # what the model said, and whether it was right
+    coords: NDArray[np.int64]  # (N, 2) level-0 px
+    attention: NDArray[np.float64]  # (N,) before the soft-max; to be compared within the slide alone
+
+
 @dataclass(kw_only=True)
 class TaskResult:
     """What a task found out about one set of embeddings."""
@@ -48,6 +61,9 @@ class TaskResult:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # more to keep, by the name of its file
     folds: dict[str, dict[str, float]] = field(default_factory=dict)  # by protocol and fold: its AUC
     label_fraction: float = 1.0  # share of the training labels that was learned from
+    looks: list[Look] = field(
+        default_factory=list
+    )  # where a model looked, of the slides that are to be shown
 
 
 @dataclass(frozen=True, kw_only=True)

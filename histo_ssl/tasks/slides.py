@@ -19,11 +19,12 @@ from histo_ssl.mil.bags import Bags, PatientBags, SlideBags
 from histo_ssl.mil.base import BagModelFactory
 from histo_ssl.mil.objectives import Classes
 from histo_ssl.mil.training import Recipe
-from histo_ssl.tasks.base import METRICS, TaskResult, Workplace, check_primary
+from histo_ssl.tasks.base import ENCODER, METRICS, Look, TaskResult, Workplace, check_primary
 from histo_ssl.tasks.bootstrap import Asked
 from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE, UNITS, Labels
 from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings
 from histo_ssl.tasks.fold_scores import FOLD_MEAN, fold_table, pooled_scores
+from histo_ssl.tasks.looks import looks
 from histo_ssl.tasks.scores import Predictions, cautions
 
 Ints = NDArray[np.int64]
@@ -55,6 +56,7 @@ class SlideTask:
     unit: str
     label_fraction: float
     only_folds: Sequence[str] | None
+    n_maps: int
     primary: tuple[str, str] | None
     n_bootstrap: int
     seed: int
@@ -113,7 +115,10 @@ class SlideTask:
             subject=subject,
         )
         runs = {name: trainings.run(name, make, parts.folds) for name, make in self.models.items()}
-        return self._result(runs, parts, classes=classes, subject=subject)
+        result = self._result(runs, parts, classes=classes, subject=subject)
+        if subject == ENCODER:  # floors are not shown, only scored
+            result.looks = self._looks(runs, parts, bags, classes=classes)
+        return result
 
     def _parts(self, slides: pd.DataFrame) -> Parts:
         cases = self.labels.cases(slides)
@@ -175,6 +180,15 @@ class SlideTask:
             },
             label_fraction=self.label_fraction,
         )
+
+    def _looks(
+        self, runs: Mapping[str, list[FoldRun]], parts: Parts, bags: Bags, *, classes: list[str]
+    ) -> list[Look]:
+        """Where the model that stands for the task looked."""
+        name = self.judged_by[0]
+        truth = np.searchsorted(classes, parts.cases[LABEL]).astype(np.int64)
+        found = [_predictions(run, truth, group=parts.group_n, classes=classes) for run in runs[name]]
+        return looks(runs[name], found, bags, model=name, n=self.n_maps)
 
     def _asked(self, name: str, subject: str) -> Asked:
         return Asked(subject=subject, protocol=name, n_bootstrap=self.n_bootstrap, seed=self.seed)

@@ -58,6 +58,12 @@ class Result:
         """Who was scored: "dino, vit_s on slides"; without the data where it was not trained here."""
         return f"{self.method}, {self.backbone}{f' on {self.data}' if self.data else ''}"
 
+    @property
+    def task_title(self) -> str:
+        """What it was scored on: "tcga_brca_subtype, 25 % of the labels"; where it is all, without."""
+        share = "" if self.label_fraction == 1 else f", {self.label_fraction:.0%} of the labels"
+        return self.task + share.replace("%", " %")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:

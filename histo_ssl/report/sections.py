@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from histo_ssl.report.scores import FLOORS, ScoreRow, class_rows, primary_row, s
 VIEWS_SIDE_PX, VIEWS_BYTES = 1400, 110_000
 OVERLAY_SIDE_PX, OVERLAYS_BYTES = 560, 120_000
 MAX_OVERLAYS = 12
+LOOK_SIDE_PX, LOOKS_BYTES, MAX_LOOKS = 1200, 400_000, 4
 MAX_STATUS_ROWS = 200
 STATUS_COLUMNS = {  # column of status.csv -> heading
     **{
@@ -60,6 +63,21 @@ class ResultSection:
     tile_map: TileMap | None
     maps: list[Picture]
     map_page: str  # beside the report
+    folds: list["FoldRow"]  # of a cross-validation
+    looks: list[Picture]  # attention over slides
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRow:
+    """The AUCs of one model on one set of embeddings, over folds."""
+
+    protocol: str
+    subject: str
+    mean: float
+    sd: float  # ddof 1, NaN of one fold
+    low: float
+    high: float
+    n: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +133,8 @@ def result_section(result: Result) -> ResultSection:
         tile_map=tile_map,
         maps=figures(tile_map) if tile_map else [],
         map_page=f"{result.folder.name}.html" if tile_map else "",
+        folds=_fold_rows(result),
+        looks=_looks(result),
     )
 
 
@@ -169,6 +189,53 @@ def _overlays(tile_set: TileSet) -> list[Picture]:
             budget_bytes=OVERLAYS_BYTES // len(shown),
         )
         for path in shown
+    ]
+
+
+def _fold_rows(result: Result) -> list[FoldRow]:
+    rows = []
+    for subject, by_protocol in result.folds.items():
+        for protocol, by_fold in by_protocol.items():
+            aucs = [auc for auc in by_fold.values() if not math.isnan(auc)]
+            if aucs:
+                rows.append(_fold_row(aucs, protocol=words(protocol), subject=FLOORS.get(subject, subject)))
+    return sorted(rows, key=lambda row: row.protocol)
+
+
+def _fold_row(aucs: list[float], *, protocol: str, subject: str) -> FoldRow:
+    return FoldRow(
+        protocol=protocol,
+        subject=subject,
+        mean=statistics.fmean(aucs),
+        sd=statistics.stdev(aucs) if len(aucs) > 1 else math.nan,
+        low=min(aucs),
+        high=max(aucs),
+        n=len(aucs),
+    )
+
+
+def _looks(result: Result) -> list[Picture]:
+    """Maps of attention and the tiles that drew most and least of it, of the first few slides."""
+    folder = result.folder / "attention"
+    slides = sorted(path for path in folder.glob("*.png") if not path.stem.endswith("_tiles"))[:MAX_LOOKS]
+    return [
+        photograph(
+            path,
+            title=f"{slide.stem}: {what}",
+            alt=f"Slide {slide.stem}, {what}.",
+            max_side_px=side_px,
+            budget_bytes=LOOKS_BYTES // (2 * len(slides)),
+        )
+        for slide in slides
+        for path, what, side_px in (
+            (slide, "attention of its tiles", LOOK_SIDE_PX),
+            (
+                slide.with_name(f"{slide.stem}_tiles.png"),
+                "tiles with the highest and the lowest",
+                LOOK_SIDE_PX,
+            ),
+        )
+        if path.exists()
     ]
 
 

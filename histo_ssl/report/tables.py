@@ -26,7 +26,7 @@ def scores_text(runs_dir: Path) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=TERMINAL_COLUMNS, color_system=None, markup=False, emoji=False)
     for result in read_results(runs_dir):
-        console.print(f"{result.title}: {result.task}", highlight=False)
+        console.print(f"{result.title}: {result.task_title}", highlight=False)
         if result.scores:
             console.print(_terminal_table(result))
             console.print("* stands for the task in the report")

@@ -46,7 +46,7 @@ class SlideBags:
     """One bag per slide, from a folder of files of any layout that `mil.layouts` knows.
 
     Files may lie in folders of the folder, as CLAM's in `h5_files` and `pt_files` do: of several that have a
-    slide's name, those nearest to the top are looked at, and HDF5 before tensors.
+    slide's name, HDF5 goes before tensors, and then the one that is nearest to the top.
 
     Args:
         folder: of the files, `<slide>.h5` or `<slide>.pt`.

@@ -78,8 +78,7 @@ class FeatureFile:
             ValueError: it has changed, can't be read, or holds a NaN.
         """
         assert rows is None or (np.diff(rows, prepend=0, append=self.n_tiles - 1) >= 0).all()
-        if _state(self.path) != self.state:
-            raise ValueError(f"{self.path}: it has changed while it was in use; start again")
+        self._check_unchanged()
         with _sentences(self.path), self._blocks() as block:
             stored = block(0, self.n_tiles) if rows is None else self._gathered(rows, block)
         features = _floats(stored)
@@ -94,13 +93,18 @@ class FeatureFile:
             slide_mpp: um/px of level 0, which layouts with positions in um need; NaN: not known.
 
         Raises:
-            ValueError: the file has none, or they can't be told in px.
+            ValueError: the file has changed, has none, or they can't be told in px.
         """
+        self._check_unchanged()
         stored = np.zeros((self.n_tiles, 2))
         if self.layout.has_coords:
             with _sentences(self.path), _opened(self.path) as file:
                 stored = file[COORDS][()].reshape(self.n_tiles, 2)
         return self.layout.level0(stored, slide_mpp=slide_mpp, path=self.path)
+
+    def _check_unchanged(self) -> None:
+        if _state(self.path) != self.state:
+            raise ValueError(f"{self.path}: it has changed while it was in use; start again")
 
     @contextmanager
     def _blocks(self) -> Iterator[Block]:

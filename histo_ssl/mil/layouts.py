@@ -77,6 +77,10 @@ class Layout:
                 f"{path}: it has no positions that can be found on the slide, so no map can be drawn; give "
                 "HDF5 files with positions instead"
             )
+        if coords.dtype.kind not in "fiu" or not np.isfinite(coords).all():
+            raise ValueError(
+                f"{path}: positions that are no finite numbers; have its program make the file again"
+            )
         if self.um_per_unit is None:
             return _whole(coords, path=path)
         if not math.isfinite(slide_mpp):

@@ -84,6 +84,9 @@ def test_two_files_of_one_slide_are_not_chosen_from(programs: Any, tmp_path: Pat
         SlideBags(tmp_path, ["S1"])
     programs.clams_file(tmp_path / "S1.h5", _features("S1"), _coords("S1"))
     assert SlideBags(tmp_path, ["S1"]).files[0].path == tmp_path / "S1.h5"
+    programs.clams_file(tmp_path / "h5_files" / "S2.h5", _features("S2"), _coords("S2"))
+    programs.clams_tensor(tmp_path / "S2.pt", _features("S2"))  # nearer, but without positions
+    assert SlideBags(tmp_path, ["S2"]).files[0].path == tmp_path / "h5_files" / "S2.h5"
 
 
 def test_slides_without_a_file_are_counted_and_the_first_five_named(folder: Path) -> None:

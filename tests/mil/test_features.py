@@ -128,6 +128,8 @@ def test_a_file_that_changes_after_it_was_opened_is_refused(tmp_path: Path) -> N
     write_embeddings(path, features=FEATURES[:9], coords=COORDS[:9], attributes={})
     with pytest.raises(ValueError, match=r"S1\.h5: it has changed while it was in use; start again"):
         found.read()
+    with pytest.raises(ValueError, match=r"S1\.h5: it has changed while it was in use; start again"):
+        found.coords(slide_mpp=0.5)
     path.unlink()
     with pytest.raises(FileNotFoundError):
         found.read()

@@ -161,6 +161,15 @@ def test_numbers_of_other_types_come_in_a_type_that_torch_has(tmp_path: Path, dt
     assert open_features(tmp_path / "S1.h5").coords(slide_mpp=NO_MPP).dtype == np.int64
 
 
+def test_positions_that_are_no_numbers_are_refused(programs: Any, tmp_path: Path) -> None:
+    programs.stamps_file(tmp_path / "S1.h5", FEATURES, COORDS * np.nan)
+    with h5py.File(tmp_path / "S2.h5", "w") as file:
+        file["features"], file["coords"] = FEATURES, np.full((N, 2), b"1,2")
+    for name in ("S1.h5", "S2.h5"):
+        with pytest.raises(ValueError, match=rf"{name}: positions that are no finite numbers"):
+            open_features(tmp_path / name).coords(slide_mpp=0.5)
+
+
 def test_positions_between_pixels_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "S1.h5", "w") as file:
         file["features"], file["coords"] = FEATURES, COORDS + 0.5

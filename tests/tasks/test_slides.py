@@ -160,3 +160,30 @@ def test_a_slide_without_embeddings_is_named(
     (features / "s05.h5").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 32 slides have no file of embeddings: s05"):
         _evaluate(configured(), slides, features, tmp_path / "out")
+
+
+def test_the_surest_right_and_wrong_cases_of_each_class_are_shown(
+    configured: Callable[..., SlideTask], slides: pd.DataFrame, tmp_path: Path
+) -> None:
+    features = _write(tmp_path / "h5", slides, share=0.5)
+    result = _evaluate(configured("task.n_maps=4"), slides, features, tmp_path / "out")
+    tested = result.predictions.query("protocol == 'clam_sb'").set_index("slide")
+    for look, label in zip(result.looks, ["b", "a"], strict=False):
+        right = tested.query("label == predicted and label == @label")
+        assert look.slide in right.index[right[f"score_{label}"] == right[f"score_{label}"].max()]
+    assert len({look.slide for look in result.looks}) == 4
+    for look in result.looks:
+        assert look.model == "clam_sb"
+        assert look.fold == tested["fold"][look.slide]
+        assert len(look.attention) == len(look.coords) == 20
+    # The first ten tiles of a bag tell its class, the others are noise: attention is on the first.
+    higher = [look.attention[:10].mean() > look.attention[10:].mean() for look in result.looks]
+    assert all(higher)
+
+
+def test_floors_are_scored_and_not_shown(
+    configured: Callable[..., SlideTask], slides: pd.DataFrame, tmp_path: Path
+) -> None:
+    features = _write(tmp_path / "h5", slides, share=0.5)
+    place = Workplace(folder=tmp_path, accelerator="cpu")
+    assert configured().evaluate_bags(features, slides, subject="colour", place=place).looks == []

@@ -3,8 +3,8 @@
 All of it is index arithmetic on whole tensors, in an order that is fixed on a CPU, forward and backward, so
 that a run can be repeated to the last digit. A bag gives the same alone and in a pack, to float rounding.
 
-N: tiles of all bags of a pack; B: bags; D: features; A: columns of attention scores, 1 or one per class;
-K: tiles that were chosen.
+N: tiles of all bags of a pack; B: bags; P: parts of bags; D: features; A: columns of attention scores, 1 or
+one per class; K: tiles that were chosen.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+PART = 512  # tiles of a bag that are summed one after the other; sums of such parts are then summed
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,19 @@ class Packed:
         """The bag of each tile, int64: 0 0 0 1 1 for bags of 3 and 2 tiles."""
         bags_B = torch.arange(self.n_bags, device=self.offsets_B1.device)
         return bags_B.repeat_interleave(self.n_tiles_B, output_size=len(self.features_ND))
+
+    @cached_property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Where parts of `PART` tiles begin (P,), and which part is the first of each bag (B,).
+
+        The last part of a bag is shorter where its tiles don't fill it.
+        """
+        n_parts_B = (self.n_tiles_B + PART - 1) // PART
+        first_B = n_parts_B.cumsum(0) - n_parts_B
+        bags_B = torch.arange(self.n_bags, device=first_B.device)
+        bag_P = bags_B.repeat_interleave(n_parts_B)
+        place_P = torch.arange(len(bag_P), device=first_B.device) - first_B[bag_P]
+        return self.offsets_B1[bag_P] + place_P * PART, first_B
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Packed":
         """The same bags on another device."""
@@ -85,7 +100,8 @@ def weighted_sum(x_ND: Tensor, weight_NA: Tensor, *, packed: Packed) -> Tensor:
     """Sum of each bag's rows, each times its weight.
 
     An embedding bag whose table is the rows themselves: it never holds the (N, D) products, and takes a third
-    of the time of multiplying first.
+    of the time of multiplying first. Sums of parts are summed: a float32 sum of 100,000 tiles is then exact
+    to 5e-7, and all cores are busy with a single bag.
 
     Args:
         x_ND: one row per tile.
@@ -96,11 +112,12 @@ def weighted_sum(x_ND: Tensor, weight_NA: Tensor, *, packed: Packed) -> Tensor:
         (B, A, D). With weights of 1 / N_b, the mean of bag b.
     """
     rows_N = torch.arange(len(x_ND), device=x_ND.device)
-    starts_B = packed.offsets_B1[:-1]
-    sums = [
-        F.embedding_bag(rows_N, x_ND, starts_B, mode="sum", per_sample_weights=weight_N.contiguous())
+    starts_P, first_B = packed.parts
+    of_parts = [
+        F.embedding_bag(rows_N, x_ND, starts_P, mode="sum", per_sample_weights=weight_N.contiguous())
         for weight_N in weight_NA.unbind(1)
     ]
+    sums = [F.embedding_bag(rows_N[: len(sum_PD)], sum_PD, first_B, mode="sum") for sum_PD in of_parts]
     return torch.stack(sums, dim=1)
 
 
@@ -117,7 +134,9 @@ def segment_mean(x_ND: Tensor, *, packed: Packed) -> Tensor:
 def segment_max(x_ND: Tensor, *, packed: Packed) -> Tensor:
     """Maximum of each bag's rows, (B, D); of equal ones, the first alone gets the gradient."""
     rows_N = torch.arange(len(x_ND), device=x_ND.device)
-    return F.embedding_bag(rows_N, x_ND, packed.offsets_B1[:-1], mode="max")
+    starts_P, first_B = packed.parts
+    max_PD = F.embedding_bag(rows_N, x_ND, starts_P, mode="max")
+    return F.embedding_bag(rows_N[: len(max_PD)], max_PD, first_B, mode="max")
 
 
 def segment_softmax(scores_NA: Tensor, *, packed: Packed) -> Tensor:

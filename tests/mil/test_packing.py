@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from histo_ssl.mil.packing import (
+    PART,
     Packed,
     extremes,
     pack,
@@ -75,6 +76,30 @@ def test_values_and_gradients_are_those_of_a_loop_over_bags(
     (expected * weights).sum().backward()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_bags_are_cut_into_parts_that_never_cross_from_one_to_the_next() -> None:
+    packed = pack([torch.zeros(n, 1) for n in (PART + 1, 3, 2 * PART)])
+    starts_P, first_B = packed.parts
+    assert starts_P.tolist() == [0, PART, PART + 1, PART + 4, 2 * PART + 4]
+    assert first_B.tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("n", [PART - 1, PART, PART + 1, 3 * PART + 7])
+def test_bags_of_several_parts_are_summed_and_their_maximum_taken_as_a_whole(n: int) -> None:
+    first, second = bags(lengths=(n, 2 * n), dim=3)
+    packed = pack([first, second])
+    sums = segment_sum(packed.features_ND, packed=packed)
+    torch.testing.assert_close(sums, torch.stack([first.sum(0), second.sum(0)]))
+    highest = segment_max(packed.features_ND, packed=packed)
+    assert torch.equal(highest, torch.stack([first.max(0).values, second.max(0).values]))
+
+
+def test_a_large_bag_is_summed_as_exactly_in_float32_as_by_torch() -> None:
+    x_ND = bags(lengths=(100_000,), dim=3)[0].abs()
+    packed = pack([x_ND.float()])
+    mean_D = segment_mean(packed.features_ND, packed=packed)[0].double()
+    assert ((mean_D - x_ND.mean(0)) / x_ND.mean(0)).abs().max() < 1e-6  # one after the other: 1.3e-5
 
 
 def test_a_weighted_sum_is_a_product_of_matrices_per_bag() -> None:

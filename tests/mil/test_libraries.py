@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from histo_ssl.mil.base import Scored, whole_loss
 from histo_ssl.mil.clam import smooth_top1_svm
-from histo_ssl.mil.packing import pack, segment_softmax
+from histo_ssl.mil.packing import pack, segment_max, segment_softmax
 
 from .conftest import Build
 
@@ -100,6 +100,25 @@ def test_the_logits_of_transmil_are_torchmils_class_by_class(build: Build, bags:
         ours.model.classifier = nn.Linear(16, 1).double()
         ours.model.classifier.load_state_dict({"weight": wide.weight[c, None], "bias": wide.bias[c, None]})
         torch.testing.assert_close(torch.cat([ours.model(x[None]) for x in bags]), logits_BC[:, c])
+
+
+def test_transmil_has_the_relu_of_its_authors_and_the_values_of_its_yaml(
+    build: Build, bags: list[Tensor]
+) -> None:
+    model: Any = build("transmil", **SIZES["transmil"]).eval()
+    assert {layer.att_module.pinv_iterations for layer in model.model.layers} == {6}
+    assert {layer.att_module.n_landmarks for layer in model.model.layers} == {4}
+    torch.nn.init.constant_(model.model.feat_ext[0].bias, -100.0)  # no tile gets past a ReLU
+    first, second = model(pack([bags[0], -bags[0]])).logits_BC
+    torch.testing.assert_close(first, second)
+
+
+def test_the_queries_of_dsmil_end_in_a_tanh(build: Build, bags: list[Tensor]) -> None:
+    scored = build("dsmil", **SIZES["dsmil"]).eval()(packed := pack([1e6 * x for x in bags]))
+    spread = segment_max(scored.attention_N, packed=packed) + segment_max(-scored.attention_N, packed=packed)
+    assert spread.max().item() <= 2 * math.sqrt(
+        5
+    )  # of products of 5 numbers from -1 to 1, over the root of 5
 
 
 def test_dsmil_is_its_papers_two_streams(build: Build, bags: list[Tensor]) -> None:

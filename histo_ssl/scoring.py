@@ -29,6 +29,7 @@ from histo_ssl.stain.base import NOT_RESTAINED, note
 from histo_ssl.tasks.base import BagTask, TaskResult, Workplace
 from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import colour_floor
+from histo_ssl.training.fit import precision_for
 
 THUMBNAILS = "thumbnails.png"
 RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
@@ -114,7 +115,9 @@ def _results(
 ) -> dict[str, TaskResult]:
     task = instantiate(plan.group("task.protocol"))
     shared = _shared_rows(folders.values(), source)
-    place = Workplace(folder=folder, accelerator=plan.cfg.trainer.accelerator)
+    accelerator = plan.cfg.trainer.accelerator
+    precision = precision_for(plan.cfg.trainer.precision, accelerator)
+    place = Workplace(folder=folder, accelerator=accelerator, precision=precision)
     results: dict[str, TaskResult] = {}
     for subject, encoder in subjects.items():
         if isinstance(task, BagTask):

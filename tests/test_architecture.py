@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "looking": {"data", "folders", "slidemaps", "tasks"},
     "scoring": {
         "looking",
+        "training",
         "config",
         "data",
         "embed",

@@ -40,7 +40,7 @@ class Recipe:
     max_tiles: int | None
     is_weighted: bool
     max_tiles_at_once: int
-    precision: str
+    precision: str | None
     n_workers: int
 
     def __post_init__(self) -> None:
@@ -48,6 +48,14 @@ class Recipe:
         for name, value in {**least, "patience": self.patience or 1}.items():
             if value < 1:
                 raise ValueError(f"task.recipe.{name}={value}: 1 or more is expected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What trains, in Lightning's words."""
+
+    accelerator: str
+    precision: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +176,7 @@ def fit(
     valid: Ints,
     recipe: Recipe,
     seed: Sequence[int],
-    accelerator: str,
+    device: Device,
 ) -> Fitted:
     """Train a model on the bags `train`, and choose its epoch on the bags `valid`.
 
@@ -180,7 +188,7 @@ def fit(
         valid: numbers of the bags to choose the epoch by, where the recipe has a patience.
         recipe: how.
         seed: of weights, order, tiles and dropout.
-        accelerator: as Lightning's Trainer takes it.
+        device: what trains.
 
     Raises:
         ValueError: the loss is not finite.
@@ -198,7 +206,7 @@ def fit(
             max_tiles=recipe.max_tiles,
             seed=seed,
         )
-        trainer = _trainer(recipe, [best] if best else [], accelerator=accelerator)
+        trainer = _trainer(recipe, [best] if best else [], device=device)
         trainer.fit(module, datamodule=_BagData(bags, epochs, valid if best else None, recipe=recipe))
     if not all(math.isfinite(epoch.loss) for epoch in module.history):
         raise ValueError(
@@ -241,14 +249,14 @@ class _BagData(LightningDataModule):
         return loader(whole, n_workers=self.recipe.n_workers)
 
 
-def _trainer(recipe: Recipe, callbacks: list[Callback], *, accelerator: str) -> Trainer:
+def _trainer(recipe: Recipe, callbacks: list[Callback], *, device: Device) -> Trainer:
     """A Trainer on one device that writes and says nothing."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return Trainer(
-        accelerator=accelerator,
+        accelerator=device.accelerator,
         devices=1,
-        precision=recipe.precision,  # type: ignore[arg-type]
+        precision=device.precision,  # type: ignore[arg-type]
         max_epochs=recipe.epochs,
         callbacks=callbacks,
         reload_dataloaders_every_n_epochs=1,

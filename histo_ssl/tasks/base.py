@@ -71,7 +71,8 @@ class Workplace:
     """What a task that trains has beside its data."""
 
     folder: Path  # where it may keep what an interrupted run shall not do again
-    accelerator: str  # as Lightning's Trainer takes it
+    accelerator: str  # as Lightning's Trainer takes it, as is the next
+    precision: str
 
 
 def check_finite(features_ND: NDArray[np.floating]) -> None:

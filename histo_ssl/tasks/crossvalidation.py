@@ -21,7 +21,7 @@ from histo_ssl.folders.artifacts import write_bytes
 from histo_ssl.mil.bags import Bags
 from histo_ssl.mil.base import BagModelFactory
 from histo_ssl.mil.objectives import Objective
-from histo_ssl.mil.training import Epoch, Fitted, Recipe, fit
+from histo_ssl.mil.training import Device, Epoch, Fitted, Recipe, fit
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Trainings:
         objective: what a fold's model learns.
         recipe: how.
         seed: of weights and order; with the fold's name it gives the fold's own.
-        accelerator: as Lightning's Trainer takes it.
+        device: what trains.
         folder: receives what each fold came to.
         subject: whose embeddings the bags hold, for names of files.
     """
@@ -69,7 +69,7 @@ class Trainings:
     objective: Callable[[Rows], Objective]
     recipe: Recipe
     seed: int
-    accelerator: str
+    device: Device
     folder: Path
     subject: str
 
@@ -111,7 +111,7 @@ class Trainings:
                 valid=rows.valid,
                 recipe=self.recipe,
                 seed=[self.seed, *rows.name.encode()],
-                accelerator=self.accelerator,
+                device=self.device,
             )
         except ValueError as error:
             raise ValueError(f"fold {rows.name}: {error}") from error

@@ -18,7 +18,7 @@ from histo_ssl.folds.partition import Fold, Folding
 from histo_ssl.mil.bags import Bags, PatientBags, SlideBags
 from histo_ssl.mil.base import BagModelFactory
 from histo_ssl.mil.objectives import Classes
-from histo_ssl.mil.training import Recipe
+from histo_ssl.mil.training import Device, Recipe
 from histo_ssl.tasks.base import ENCODER, METRICS, Look, TaskResult, Workplace, check_primary
 from histo_ssl.tasks.bootstrap import Asked
 from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE, UNITS, Labels
@@ -110,7 +110,7 @@ class SlideTask:
             objective=lambda rows: objective,  # noqa: ARG005 (every fold learns the same classes)
             recipe=self.recipe,
             seed=self.seed,
-            accelerator=place.accelerator,
+            device=Device(accelerator=place.accelerator, precision=self.recipe.precision or place.precision),
             folder=place.folder,
             subject=subject,
         )

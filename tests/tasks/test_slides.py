@@ -65,7 +65,7 @@ def _write(folder: Path, slides: pd.DataFrame, *, share: float, seed: int = 0) -
 
 def _evaluate(task: SlideTask, slides: pd.DataFrame, features: Path, folder: Path) -> TaskResult:
     folder.mkdir(exist_ok=True)
-    place = Workplace(folder=folder, accelerator="cpu")
+    place = Workplace(folder=folder, accelerator="cpu", precision="32-true")
     return task.evaluate_bags(features, slides, subject="encoder", place=place)
 
 
@@ -185,5 +185,5 @@ def test_floors_are_scored_and_not_shown(
     configured: Callable[..., SlideTask], slides: pd.DataFrame, tmp_path: Path
 ) -> None:
     features = _write(tmp_path / "h5", slides, share=0.5)
-    place = Workplace(folder=tmp_path, accelerator="cpu")
+    place = Workplace(folder=tmp_path, accelerator="cpu", precision="32-true")
     assert configured().evaluate_bags(features, slides, subject="colour", place=place).looks == []

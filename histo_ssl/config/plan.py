@@ -182,11 +182,9 @@ class Plan:
 
     @property
     def task_config(self) -> dict[str, Any]:
-        """The task's group; files of labels and of folds count by their content."""
-        task: dict[str, Any] = self.group("task")
-        files = {name: _by_content(task[name], key="path") for name in TASK_FILES if task.get(name)}
-        own = task.get("protocol", {})
-        return {**task, **files, "protocol": {**own, **{name: files[name] for name in files if name in own}}}
+        """The task's group; files of labels and of folds count by their content, wherever they are named."""
+        found: dict[str, Any] = _contents(self.group("task"))
+        return found
 
     @property
     def embedding_config(self) -> dict[str, Any]:
@@ -216,9 +214,19 @@ class Plan:
         return self.runs_dir / "tiles" / f"{name}-{fingerprint(config)}"
 
 
+def _contents(group: Any) -> Any:
+    """A group with the content of what its parts called `labels` and `folds` read, not with their paths."""
+    if not isinstance(group, dict):
+        return group
+    parts = {
+        name: _by_content(part, key="path") if name in TASK_FILES else part for name, part in group.items()
+    }
+    return {name: _contents(part) for name, part in parts.items()}
+
+
 def _by_content(group: dict[str, Any], *, key: str) -> dict[str, Any]:
     """A group with what is in the file or folder that it reads, in place of the name."""
-    if not group.get(key):
+    if not isinstance(group.get(key), str):
         return group
     path = Path(group[key].removeprefix(FOLDER))
     files = sorted(path.iterdir()) if path.is_dir() else [path]

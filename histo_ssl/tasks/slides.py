@@ -13,15 +13,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histo_ssl.folds.fractions import with_fraction
-from histo_ssl.folds.partition import Fold, Folding
-from histo_ssl.mil.bags import Bags, PatientBags, SlideBags
+from histo_ssl.mil.bags import Bags
 from histo_ssl.mil.base import BagModelFactory
 from histo_ssl.mil.objectives import Classes
 from histo_ssl.mil.training import Device, Recipe
 from histo_ssl.tasks.base import ENCODER, METRICS, Look, TaskResult, Workplace, check_primary
 from histo_ssl.tasks.bootstrap import Asked
-from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE, UNITS, Labels
+from histo_ssl.tasks.cases import LABEL
+from histo_ssl.tasks.cohort import Cohort, Parts
 from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings
 from histo_ssl.tasks.fold_scores import FOLD_MEAN, fold_table, pooled_scores
 from histo_ssl.tasks.looks import looks
@@ -31,39 +30,18 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The cases of a cross-validation, and how its folds divide them."""
-
-    slides: pd.DataFrame  # one row per slide
-    cases: pd.DataFrame  # one row per bag
-    folds: list[Rows]
-    notes: list[str]
-
-    @property
-    def group_n(self) -> Ints:
-        """Number of the patient of each case."""
-        return np.unique(self.cases[PATIENT], return_inverse=True)[1].astype(np.int64)
-
-
-@dataclass(frozen=True, kw_only=True)
 class SlideTask:
     """Scores encoders on slides (see `conf/task/protocol/slides.yaml` for what each value means)."""
 
     models: Mapping[str, BagModelFactory]
-    folds: Folding
-    labels: Labels
+    cohort: Cohort
     recipe: Recipe
-    unit: str
-    label_fraction: float
-    only_folds: Sequence[str] | None
     n_maps: int
     primary: tuple[str, str] | None
     n_bootstrap: int
     seed: int
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise ValueError(f"task.unit={self.unit}: choose one of {', '.join(UNITS)}")
         if not self.models:
             raise ValueError("task/models=[]: choose one or more of the choices of that group")
         check_primary(self.judged_by, protocols=self.models, metrics=(*METRICS, FOLD_MEAN))
@@ -100,7 +78,7 @@ class SlideTask:
                 embeddings are missing or broken.
         """
         parts = self._parts(slides)
-        bags = self._bags(features, parts.slides)
+        bags = self.cohort.bags(features, parts)
         classes = _classes(parts.cases)
         objective = Classes(
             class_N=np.searchsorted(classes, parts.cases[LABEL]).astype(np.int64), n_outputs=len(classes)
@@ -121,28 +99,9 @@ class SlideTask:
         return result
 
     def _parts(self, slides: pd.DataFrame) -> Parts:
-        cases = self.labels.cases(slides)
-        folds, notes = self.folds.split(cases.table)
-        table = cases.table
-        if self.unit == PATIENT:
-            table, folds = _by_patient(table, folds)
-        folds = [with_fraction(fold, table, fraction=self.label_fraction, seed=self.seed) for fold in folds]
-        classes = _classes(table)
-        rows = [_rows(fold) for fold in folds]
-        for fold in rows:
-            _check_classes(fold, table, classes)
-        unknown = set(self.only_folds or ()) - {fold.name for fold in rows}
-        if unknown:
-            raise ValueError(
-                f"task.only_folds={list(self.only_folds or ())}: no fold {', '.join(sorted(unknown))}; there "
-                f"are {', '.join(fold.name for fold in rows)}"
-            )
-        wanted = [fold for fold in rows if self.only_folds is None or fold.name in self.only_folds]
-        return Parts(slides=cases.table, cases=table, folds=wanted, notes=[*cases.notes, *notes])
-
-    def _bags(self, features: Path, slides: pd.DataFrame) -> Bags:
-        bags = SlideBags(features, slides[SLIDE].tolist())
-        return PatientBags(bags, slides[PATIENT].tolist()) if self.unit == PATIENT else bags
+        cases = self.cohort.cases(slides)
+        _classes(cases.table)
+        return self.cohort.divided(cases)
 
     def _result(
         self, runs: Mapping[str, list[FoldRun]], parts: Parts, *, classes: list[str], subject: str
@@ -172,13 +131,13 @@ class SlideTask:
             confusion={name: _confusion(one) for name, one in found.items()},
             classes=classes,
             notes=[*parts.notes, *cautions(_right(parts, truth, classes))],
-            counts=_counts(parts),
+            counts=parts.counts,
             primary=self.judged_by,
             tables={"folds": pd.concat(tables.values(), ignore_index=True)},
             folds={
                 name: dict(zip(names, table["auc"].tolist(), strict=True)) for name, table in tables.items()
             },
-            label_fraction=self.label_fraction,
+            label_fraction=self.cohort.label_fraction,
         )
 
     def _looks(
@@ -207,47 +166,6 @@ def _classes(cases: pd.DataFrame) -> list[str]:
             "more"
         )
     return classes
-
-
-def _check_classes(fold: Rows, cases: pd.DataFrame, classes: list[str]) -> None:
-    """Refuse a fold whose training has not all classes: its model could never name one."""
-    missing = sorted(set(classes) - set(cases[LABEL].iloc[fold.train]))
-    if missing:
-        raise ValueError(
-            f"fold {fold.name}: none of its {len(fold.train)} slides to learn from is of class "
-            f"{', '.join(missing)}; take fewer folds, or label more slides"
-        )
-
-
-def _rows(fold: Fold) -> Rows:
-    train, valid, test = (np.flatnonzero(part) for part in (fold.train, fold.valid, fold.test))
-    return Rows(name=fold.name, train=train, valid=valid, test=test)
-
-
-def _by_patient(table: pd.DataFrame, folds: Sequence[Fold]) -> tuple[pd.DataFrame, list[Fold]]:
-    """A row per patient in place of one per slide, and the folds of these."""
-    patients, first, place = np.unique(table[PATIENT], return_index=True, return_inverse=True)
-    n_labels = table.groupby(PATIENT)[LABEL].nunique()
-    if (n_labels > 1).any():
-        raise ValueError(
-            f"task.unit=patient: patient {n_labels.idxmax()} has slides of {n_labels.max()} classes; give "
-            "each patient one label, or say task.unit=slide"
-        )
-    merged = [
-        Fold(
-            name=fold.name,
-            train=_any(fold.train, place, len(patients)),
-            valid=_any(fold.valid, place, len(patients)),
-            test=_any(fold.test, place, len(patients)),
-        )
-        for fold in folds
-    ]
-    return table.iloc[first].reset_index(drop=True), merged
-
-
-def _any(mask: NDArray[np.bool_], place: Ints, n: int) -> NDArray[np.bool_]:
-    """Which of n patients have a slide in a part."""
-    return np.bincount(place, weights=mask, minlength=n) > 0
 
 
 def _predictions(run: FoldRun, truth: Ints, *, group: Ints, classes: list[str]) -> Predictions:
@@ -280,12 +198,3 @@ def _right(parts: Parts, truth: Ints, classes: list[str]) -> Predictions:
     group_M = np.unique(parts.group_n[tested], return_inverse=True)[1]
     score_MC = np.eye(len(classes))[truth[tested]]
     return Predictions(score_MC=score_MC, truth_M=truth[tested], group_M=group_M, classes=classes)
-
-
-def _counts(parts: Parts) -> dict[str, int]:
-    """Bags and patients that any fold tests, and that any learns from."""
-    counts: dict[str, int] = {}
-    for part in ("train", "test"):
-        rows = np.unique(np.concatenate([getattr(fold, part) for fold in parts.folds]))
-        counts |= {f"n_{part}": len(rows), f"n_{part}_groups": len(np.unique(parts.group_n[rows]))}
-    return {**counts, "n_folds": len(parts.folds)}

@@ -39,7 +39,7 @@ class Labels:
     path: str | None
     columns: Mapping[str, str]
     classes: Sequence[str] | None
-    needed: tuple[str, ...] = (LABEL,)  # a definition of the task, not a setting
+    needed: Sequence[str]
 
     def cases(self, slides: pd.DataFrame) -> Cases:
         """The slides that have a label and tiles.
@@ -88,8 +88,8 @@ class Labels:
 
     def _own(self, slides: pd.DataFrame) -> pd.DataFrame:
         """The slide list's own columns under our names."""
-        renamed = {name: slides[_there(column, name, slides)] for name, column in self.columns.items()}
-        return pd.DataFrame({**{name: slides[name] for name in KNOWN}, **renamed})
+        wanted = {**dict.fromkeys([*KNOWN, *self.needed]), **self.columns}
+        return pd.DataFrame({name: _column(slides, column or name, name) for name, column in wanted.items()})
 
     def _joined(self, slides: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         """The slides with what the CSV says of each."""
@@ -144,9 +144,11 @@ def bare(name: str) -> str:
     return last.removesuffix(last[len(last) - len(suffix) :]) if suffix else last
 
 
-def _there(column: str, name: str, slides: pd.DataFrame) -> str:
-    """The column of the slide list that is meant by one of our names."""
-    return column if column in slides else name
+def _column(slides: pd.DataFrame, column: str, name: str) -> "pd.Series[str]":
+    """A column of the slide list by its own name or by ours; empty where there is none."""
+    if column in slides or name in slides:
+        return slides[column if column in slides else name]
+    return pd.Series("", index=slides.index)
 
 
 def _counted(names: Iterable[str], one: str, many: str, *, noun: str = SLIDE) -> list[str]:

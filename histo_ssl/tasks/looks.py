@@ -49,23 +49,40 @@ def _telling(found: Sequence[Predictions], *, n: int) -> list[tuple[int, int]]:
 
 
 def _of_case(run: FoldRun, found: Predictions, bags: Bags, *, place: int, model: str) -> list[Look]:
-    """A look at each slide of a case."""
-    row = int(run.rows.test[place])
+    """A look at each slide of a case, by the attention for the class that it was given."""
+    said, truth = int(found.predicted_M[place]), int(found.truth_M[place])
+    verdict = "right" if said == truth else f"wrong: it is {found.classes[truth]}"
+    title = f"{model}: {found.classes[said]} {found.score_MC[place, said]:.2f} ({verdict})"
+    return looks_of(run, bags, row=int(run.rows.test[place]), title=title, model=model, column=said)
+
+
+def looks_of(
+    run: FoldRun, bags: Bags, *, row: int, title: str, model: str, column: int | None = None
+) -> list[Look]:
+    """A look at each slide of a bag; none where the model has no attention.
+
+    Args:
+        run: the fold whose model looks.
+        bags: all cases.
+        row: number of the bag.
+        title: of the map.
+        model: its name.
+        column: of the attention, where it has several; None: their mean.
+    """
     attention = run.model.attention(bags, row)
     if attention is None:
         return []
-    said, truth = int(found.predicted_M[place]), int(found.truth_M[place])
-    of_class = attention if attention.ndim == 1 else attention[:, said]
-    verdict = "right" if said == truth else f"wrong: it is {found.classes[truth]}"
+    if attention.ndim == 2:
+        attention = attention.mean(axis=1) if column is None else attention[:, column]
     coords, slides = bags.coords(row), bags.slides(row)
     return [
         Look(
             slide=str(slide),
             model=model,
             fold=run.rows.name,
-            title=f"{model}: {found.classes[said]} {found.score_MC[place, said]:.2f} ({verdict})",
+            title=title,
             coords=coords[slides == slide],
-            attention=of_class[slides == slide],
+            attention=attention[slides == slide],
         )
         for slide in np.unique(slides)
     ]

@@ -25,7 +25,7 @@ def slides() -> pd.DataFrame:
 
 
 def _labels(path: Path | None, *, classes: list[str] | None = None) -> Labels:
-    return Labels(path=str(path) if path else None, columns=COLUMNS, classes=classes)
+    return Labels(path=str(path) if path else None, columns=COLUMNS, classes=classes, needed=["label"])
 
 
 def _csv(folder: Path, text: str) -> Path:

@@ -31,7 +31,7 @@ def obtain(public: PublicSet, folder: Path) -> Path:
     if public.arrays and (folder / LABELS).exists():
         log.info("%s is there already", folder / LABELS)
         return root
-    _make(folder)  # before the lock, which would wait where none can be made
+    make_folder(folder)  # before the lock, which would wait where none can be made
     with exclusive(folder, label=f"download {public.name}"):
         for file in public.files:
             _obtain_file(file, folder, sums=public.sums)
@@ -42,7 +42,12 @@ def obtain(public: PublicSet, folder: Path) -> Path:
     return root
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where there is none.
+
+    Raises:
+        NotObtainedError: none can be made there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

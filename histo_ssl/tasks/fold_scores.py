@@ -64,8 +64,8 @@ def _fold_mean(folds: Sequence[Predictions], asked: Asked) -> Score:
         Estimated(
             metric=FOLD_MEAN,
             label="",
-            value=_mean_auc(folds, np.ones((1, n_groups)))[0],
-            drawn_R=np.concatenate([_mean_auc(folds, w_RG) for w_RG in blocks]),
+            value=mean_auc(folds, np.ones((1, n_groups)))[0],
+            drawn_R=np.concatenate([mean_auc(folds, w_RG) for w_RG in blocks]),
             varies=n_groups > 1,
             chance=0.5,
         ),
@@ -73,7 +73,13 @@ def _fold_mean(folds: Sequence[Predictions], asked: Asked) -> Score:
     )
 
 
-def _mean_auc(folds: Sequence[Predictions], w_RG: Floats) -> Floats:
+def mean_auc(folds: Sequence[Predictions], w_RG: Floats) -> Floats:
+    """The mean (R,) of the folds' AUCs under each weighting of the patients; a fold without one is left out.
+
+    Args:
+        folds: of each fold; the same number in `group_M` is the same patient in every fold.
+        w_RG: weight of each patient.
+    """
     place = score_names(folds[0]).index(("auc", ""))
     with np.errstate(invalid="ignore"):  # of a resample without any patient of a fold
         auc_FR = np.array([values_of(one, w_RG[:, : one.n_groups])[:, place] for one in folds])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histo_ssl.folds.partition import Fold
+from histo_ssl.folds.base import Fold
 
 FRACTION_STREAM = 1  # of random numbers
 

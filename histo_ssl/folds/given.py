@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from histo_ssl.folds.base import Fold, Mask
 from histo_ssl.folds.leaks import check_leaks
-from histo_ssl.folds.partition import Fold, Mask
 
 COLUMNS = {"train": "train", "valid": "val", "test": "test"}  # ours: CLAM's
 SUFFIX = re.compile(r"\.(svs|tiff?|ndpi|mrxs|scn|h5|pt)$", re.IGNORECASE)

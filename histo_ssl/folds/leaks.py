@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from histo_ssl.folds.partition import Fold, Mask
+from histo_ssl.folds.base import Fold, Mask
 
 N_NAMED = 3  # patients that an error names
 

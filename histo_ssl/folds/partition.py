@@ -7,36 +7,12 @@ Letters: n slides, P patients, C classes, F folds.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fold:
-    """One division of slides: whom a model learns from, who chooses its epoch, whom it is asked of."""
-
-    name: str
-    train: Mask  # (n,), as the others; no slide is in two of them
-    valid: Mask
-    test: Mask
-
-
-class Folding(Protocol):
-    """A way to divide slides, again and again."""
-
-    def split(self, cases: pd.DataFrame) -> tuple[list[Fold], list[str]]:
-        """The folds of slides, and what a reader of their scores must know.
-
-        Args:
-            cases: one row per slide: slide, patient, site, label (text).
-        """
+from histo_ssl.folds.base import Floats, Fold, Ints, Mask
+from histo_ssl.folds.leaks import check_leaks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +51,7 @@ class Partition:
             for k in range(self.n_folds):
                 name = f"r{repeat}k{k}" if self.n_repeats > 1 else f"k{k}"
                 folds.append(self._fold(name, n_PC, is_test_P=fold_P == k, place_n=place_n))
-        return folds, []
+        return folds, check_leaks(folds, cases, allow_leaks=False)
 
     def _fold(self, name: str, n_PC: Floats, *, is_test_P: Mask, place_n: Ints) -> Fold:
         rest_P = np.flatnonzero(~is_test_P)

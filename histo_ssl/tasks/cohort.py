@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from histo_ssl.folds.base import Fold, Folding
 from histo_ssl.folds.fractions import with_fraction
-from histo_ssl.folds.partition import Fold, Folding
 from histo_ssl.mil.bags import Bags, PatientBags, SlideBags
 from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE, UNITS, Cases, Labels
 from histo_ssl.tasks.crossvalidation import Rows

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histo_ssl.folds.base import Fold
 from histo_ssl.folds.fractions import with_fraction
-from histo_ssl.folds.partition import Fold, Partition
+from histo_ssl.folds.partition import Partition
 
 
 def _cases(seed: int, *, n_patients: int = 60) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 
 from histo_ssl.config.plan import Plan
-from histo_ssl.data.base import TileSource
+from histo_ssl.data.base import HELD_OUT, TileSource
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.sources import open_source
 from histo_ssl.data.thumbnails import thumbnails
@@ -26,6 +26,7 @@ from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_ima
 from histo_ssl.folders.cells import csv_text
 from histo_ssl.looking import write_looks
 from histo_ssl.stain.base import NOT_RESTAINED, note
+from histo_ssl.tasks.base import ENCODER as ENCODER_SUBJECT
 from histo_ssl.tasks.base import BagTask, TaskResult, Workplace
 from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import colour_floor
@@ -126,10 +127,27 @@ def _results(
             embeddings = load_embeddings(folders[subject], source)
             result = task.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
         result.notes += flattery(encoder.card.chosen_on, result.predictions)
+        if isinstance(task, BagTask) and subject == ENCODER_SUBJECT:
+            result.notes += _seen(plan, result)
         result.notes += _lost(len(source) - len(shared), len(source))
         result.notes += note(artifacts.counts(folders[subject]).get(NOT_RESTAINED, 0), len(source))
         results[subject] = result
     return results
+
+
+def _seen(plan: Plan, result: TaskResult) -> list[str]:
+    """Whether tested slides were among those that the encoder was pretrained on, without their labels."""
+    if plan.is_frozen:
+        return []
+    slides = open_source(plan.tile_folder).slides()
+    learned = set(slides["slide"][~slides["split"].isin(HELD_OUT)])
+    tested = set(result.predictions["slide"])
+    if not learned & tested:
+        return []
+    return [
+        f"the encoder was pretrained, without labels, on {len(learned & tested)} of the {len(tested)} tested "
+        "slides: on slides of others it may do worse"
+    ]
 
 
 def _slides(source: TileSource) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
+from histo_ssl.comparing import comparisons
 from histo_ssl.config.plan import Listed, Plan
 from histo_ssl.config.preflight import prepared
 from histo_ssl.data.base import TileSource
@@ -97,9 +98,10 @@ def evaluate(plan: Plan) -> None:
 
 def report(plan: Plan) -> None:
     """Make the report of all that is finished under `runs_dir`, and print the scores."""
-    page = build_report(plan.runs_dir)
+    results = read_results(plan.runs_dir)
+    page = build_report(plan.runs_dir, comparisons=comparisons(results))
     print(scores_text(plan.runs_dir))  # noqa: T201 (the table is what the command is for)
-    tables = study_text(study_tables(read_results(plan.runs_dir)))
+    tables = study_text(study_tables(results))
     if tables:
         print(tables)  # noqa: T201
     log.info("report: open %s", page.resolve())

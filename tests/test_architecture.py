@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "report": {"embeddings", "folders", "slidemaps"},
     "online": {"config", "data", "embed", "embeddings", "encode", "folders", "methods", "tasks"},
     "export": {"backbones", "config", "data", "encode", "folders", "methods", "stain"},
+    "comparing": {"report", "tasks"},
     "looking": {"data", "folders", "slidemaps", "tasks"},
     "scoring": {
         "looking",
@@ -52,7 +53,18 @@ MAY_IMPORT = {
         "tasks",
     },
     "stages": {
-        *("config", "data", "embed", "encode", "export", "folders", "methods", "online", "parallel"),
+        *(
+            "comparing",
+            "config",
+            "data",
+            "embed",
+            "encode",
+            "export",
+            "folders",
+            "methods",
+            "online",
+            "parallel",
+        ),
         *("report", "scoring", "training"),
     },
     "cli": {"config", "folders", "signals", "stages"},

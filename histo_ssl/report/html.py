@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jinja2
 
 from histo_ssl.folders.artifacts import exclusive, sweep, write_text
 from histo_ssl.report import scores
+from histo_ssl.report.comparisons import ComparisonRow, comparisons_csv
 from histo_ssl.report.maps import for_page
 from histo_ssl.report.plots import Picture
 from histo_ssl.report.runs import read_results, read_runs, read_tile_sets
@@ -20,10 +22,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 MARKDOWN_SPECIALS = str.maketrans({c: f"\\{c}" for c in "\\`*[]|"} | {"\n": " ", "\r": " "})
 
 
-def build_report(runs_dir: Path) -> Path:
+def build_report(runs_dir: Path, *, comparisons: Sequence[ComparisonRow] = ()) -> Path:
     """Write `report/index.html`, `report.md` and `report.csv` from what is finished under `runs_dir`.
 
     Each file is whole at any moment; the page comes last.
+
+    Args:
+        runs_dir: of all runs.
+        comparisons: of their results in pairs, by `histo_ssl.comparing`.
 
     Returns:
         The page, `<runs_dir>/report/index.html`.
@@ -35,6 +41,7 @@ def build_report(runs_dir: Path) -> Path:
         "folder": runs_dir.resolve().name,
         "floors": scores.measured_floors(result for run in runs for result in run.results),
         "study": tables,
+        "comparisons": comparisons,
         "headline": scores.headline(runs),
         "axis_low": scores.axis_low(
             row for run in runs for row in map(scores.primary_row, run.results) if row
@@ -50,6 +57,8 @@ def build_report(runs_dir: Path) -> Path:
         sweep(report)
         write_text(report / "report.csv", csv_text(runs))
         write_text(report / "report.md", templates.get_template("report.md.j2").render(content))
+        if comparisons:
+            write_text(report / "comparisons.csv", comparisons_csv(comparisons))
         for table in tables:
             write_text(report / f"{table.name}.csv", study_csv(table))
         _write_maps(report, content["runs"], templates)

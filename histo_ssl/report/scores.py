@@ -24,6 +24,8 @@ NAMES = {  # of metrics that are more than the words of their name
     "mae": "MAE (less is better)",
     "kendall_tau_b": "Kendall's tau-b",
     "spearman": "Spearman's rho",
+    "c_index": "C-index",
+    "fold_mean_c_index": "fold mean C-index",
     "icc_2_1": "ICC(2,1)",
     "icc_3_1": "ICC(3,1)",
 }

@@ -12,6 +12,7 @@ from histo_ssl.report.plots import Picture, curves, photograph
 from histo_ssl.report.runs import ENCODER, Result, Run, TileSet
 from histo_ssl.report.scatter import scatters
 from histo_ssl.report.scores import FLOORS, ScoreRow, class_rows, primary_row, score_rows, words
+from histo_ssl.report.survival import survival_curves
 
 # Together under 400 kB of page per run, base64 included, so that a sweep of ten can still be sent by mail.
 VIEWS_SIDE_PX, VIEWS_BYTES = 1400, 110_000
@@ -65,6 +66,7 @@ class ResultSection:
     map_page: str  # beside the report
     folds: list["FoldRow"]  # of a cross-validation
     looks: list[Picture]  # attention over slides
+    survival: list[Picture]  # curves of high and low risk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ def result_section(result: Result) -> ResultSection:
         map_page=f"{result.folder.name}.html" if tile_map else "",
         folds=_fold_rows(result),
         looks=_looks(result),
+        survival=survival_curves(result),
     )
 
 

@@ -1,0 +1,66 @@
+"""Which encoder is better on the same patients: pairs of finished results of slide tasks, for the report."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from histo_ssl.report.comparisons import ComparisonRow
+from histo_ssl.report.runs import ENCODER, Result, read_predictions
+from histo_ssl.report.scores import FLOORS
+from histo_ssl.tasks.comparison import compare
+
+N_BOOTSTRAP, SEED = 1000, 0  # of the paired resamples
+MAX_RESULTS = 8  # of one question: 28 pairs
+
+
+def comparisons(results: Sequence[Result]) -> list[ComparisonRow]:
+    """Each encoder against its floors, and against every other that was asked the same.
+
+    Of classes alone, and by models of bags, whose predictions are of whole slides.
+    """
+    of_bags = [result for result in results if result.folds and result.classes]
+    by_question: dict[str, list[Result]] = {}
+    for result in of_bags:
+        by_question.setdefault(result.question, []).append(result)
+    return [row for asked in by_question.values() for row in _of_question(asked[:MAX_RESULTS])]
+
+
+def _of_question(results: Sequence[Result]) -> Iterator[ComparisonRow]:
+    tables = [_predictions(result) for result in results]
+    for result, table in zip(results, tables, strict=True):
+        for subject in (subject for subject in FLOORS if subject in set(table["subject"])):
+            yield from _pair(result, table, table, name=FLOORS[subject], subject=subject)
+    for (result, table), (other, its) in itertools.combinations(zip(results, tables, strict=True), 2):
+        yield from _pair(result, table, its, name=other.title, subject=ENCODER)
+
+
+def _predictions(result: Result) -> pd.DataFrame:
+    table = pd.DataFrame(read_predictions(result))
+    numbers = [name for name in table if str(name).startswith("score_")]
+    return table.astype(dict.fromkeys(numbers, float))
+
+
+def _pair(
+    result: Result, first: pd.DataFrame, second: pd.DataFrame, *, name: str, subject: str
+) -> Iterator[ComparisonRow]:
+    """The pooled AUC and the folds' mean of an encoder beside another's, or a floor's."""
+    for protocol in first["protocol"].unique():
+        ours, theirs = (
+            table[(table["subject"] == who) & (table["protocol"] == protocol)]
+            for table, who in ((first, ENCODER), (second, subject))
+        )
+        for found in compare(ours, theirs, n_bootstrap=N_BOOTSTRAP, seed=SEED):
+            yield ComparisonRow(
+                task=result.task_title,
+                protocol=str(protocol),
+                metric=found.metric,
+                first=result.title,
+                second=name,
+                values=(found.first, found.second),
+                difference=found.paired.difference,
+                low=found.paired.low,
+                high=found.paired.high,
+                p=found.paired.p,
+                test=found.test,
+            )

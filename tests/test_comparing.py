@@ -1,0 +1,81 @@
+"""Pairs of results in the report: an encoder against its floors, and against others that were asked the same."""
+
+import csv
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from histo_ssl.comparing import comparisons
+from histo_ssl.report.html import build_report
+from histo_ssl.report.runs import read_results
+
+N = 60
+
+
+def _predictions(strengths: dict[str, float]) -> tuple[str, dict[str, Any]]:
+    """A table of subjects who tell two classes apart, each as well as its strength; and their scores."""
+    rng = np.random.default_rng(0)
+    truth, noise = np.arange(N) % 2, rng.normal(size=N)
+    lines, scores = ["fold,slide,patient,label,subject,protocol,score_IDC,score_ILC"], {}
+    for subject, strength in strengths.items():
+        score = 1 / (1 + np.exp(-(strength * (truth - 0.5) + noise)))
+        scores[subject] = (truth, score)
+        for i in range(N):
+            label = ("IDC", "ILC")[truth[i]]
+            values = f"{1 - score[i]},{score[i]}"
+            lines.append(f"k{i // 30},s{i:02d},p{i:02d},{label},{subject},clam_sb,{values}")
+    return "\n".join(lines) + "\n", scores
+
+
+@pytest.fixture
+def scores(fake_runs: Any) -> dict[str, dict[str, Any]]:
+    """Two encoders with floors, by the same models of bags."""
+    found = {}
+    for method, strength in (("dino", 4.0), ("moco", 1.0)):
+        text, found[method] = _predictions({"encoder": strength, "colour": 0.0})
+        fake_runs.result(
+            f"pretrain/{method}",
+            "tiles/t",
+            values={},
+            predictions=text,
+            scores=[],
+            confusion={},
+            classes=["IDC", "ILC"],
+            task="slides",
+            method=method,
+            folds={"encoder": {"clam_sb": {"k0": 0.9, "k1": 0.8}}},
+        )
+    return found
+
+
+def test_encoders_stand_beside_their_floors_and_each_other(
+    fake_runs: Any, scores: dict[str, dict[str, Any]]
+) -> None:
+    rows = [row for row in comparisons(read_results(fake_runs.path)) if row.metric == "auc"]
+    assert [(row.first.split(",")[0], row.second.split(",")[0]) for row in rows] == [
+        ("dino", "colour floor"),
+        ("moco", "colour floor"),
+        ("dino", "moco"),
+    ]
+    aucs = {method: roc_auc_score(*found["encoder"]) for method, found in scores.items()}
+    assert rows[2].values == pytest.approx((aucs["dino"], aucs["moco"]))
+    assert rows[2].difference == pytest.approx(aucs["dino"] - aucs["moco"])
+    assert rows[2].p < 0.01
+    assert rows[2].low > 0
+
+
+def test_they_are_in_the_report_and_in_a_file(fake_runs: Any, scores: dict[str, dict[str, Any]]) -> None:
+    assert scores
+    rows = comparisons(read_results(fake_runs.path))
+    page = build_report(fake_runs.path, comparisons=rows)
+    assert "Differences of AUC on the same patients" in page.read_text()
+    table = list(csv.DictReader(page.with_name("comparisons.csv").read_text().splitlines()))
+    assert len(table) == len(rows) == 6
+    assert float(table[0]["difference"]) == pytest.approx(rows[0].difference, rel=1e-4)
+
+
+def test_results_of_tiles_are_not_compared(fake_runs: Any) -> None:
+    fake_runs.result("pretrain/a", "tiles/t", values={"encoder": 0.9})
+    assert comparisons(read_results(fake_runs.path)) == []

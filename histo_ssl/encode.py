@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from histo_ssl.backbones.depths import layer_depths
 from histo_ssl.backbones.weights import fit_positions
 from histo_ssl.folders.artifacts import write_bytes
 from histo_ssl.stain.base import Restained, StainNormaliser, from_facts, restained
@@ -67,12 +68,19 @@ class Encoder:
     @torch.inference_mode()
     def of_restained(self, tiles_B3SS: Tensor) -> Tensor:
         """Embeddings (B, D) float32 of tiles that went through `restained`."""
+        features: Tensor = self.backbone(self.fed(tiles_B3SS))
+        return features.float()
+
+    def fed(self, tiles_B3SS: Tensor) -> Tensor:
+        """What the backbone is fed with: float32 tiles of the card's mean and SD, from uint8 ones."""
         mean, std = (
             torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.card.mean, self.card.std)
         )
-        rgb = tiles_B3SS.to(self.device).float() / 255
-        features: Tensor = self.backbone((rgb - mean) / std)
-        return features.float()
+        return (tiles_B3SS.to(self.device).float() / 255 - mean) / std
+
+    def depths(self) -> dict[str, int]:
+        """How deep in the backbone each parameter lies, by its name."""
+        return layer_depths(self.backbone)
 
     def on(self, device: torch.device) -> "Encoder":
         """The same encoder in evaluation mode on another device."""

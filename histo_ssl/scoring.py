@@ -27,7 +27,7 @@ from histo_ssl.folders.cells import csv_text
 from histo_ssl.looking import write_looks
 from histo_ssl.stain.base import NOT_RESTAINED, note
 from histo_ssl.tasks.base import ENCODER as ENCODER_SUBJECT
-from histo_ssl.tasks.base import BagTask, TaskResult, Workplace
+from histo_ssl.tasks.base import BagTask, TaskResult, TunedTask, Workplace
 from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import colour_floor
 from histo_ssl.training.fit import precision_for
@@ -67,6 +67,11 @@ def _check_side(plan: Plan, side_px: int) -> None:
         raise ValueError(f"task.tiling.size_px={side_px}: {error}") from error
 
 
+def needs_embeddings(plan: Plan) -> bool:
+    """Whether the task scores embeddings, rather than training encoders on."""
+    return not isinstance(instantiate(plan.group("task.protocol")), TunedTask)
+
+
 def subjects_of(plan: Plan, source: TileSource) -> dict[str, Encoder]:
     """Who is scored: the encoder, and its floors, colour alone and the same backbone with random weights."""
     trained = load_encoder(finished(plan.pretrain_folder, stage="pretrain") / ENCODER)
@@ -95,6 +100,7 @@ def score(plan: Plan, folder: Path) -> Counts:
     folders = {
         subject: finished(plan.embedding_folder(encoder.card.fingerprint), stage="embed")
         for subject, encoder in subjects.items()
+        if needs_embeddings(plan)
     }
     results = _results(plan, subjects, folders, source=source, folder=folder)
     write_json(folder / "results.json", _summary(plan, results))
@@ -118,11 +124,19 @@ def _results(
     shared = _shared_rows(folders.values(), source)
     accelerator = plan.cfg.trainer.accelerator
     precision = precision_for(plan.cfg.trainer.precision, accelerator)
-    place = Workplace(folder=folder, accelerator=accelerator, precision=precision)
+    place = Workplace(
+        folder=folder,
+        accelerator=accelerator,
+        precision=precision,
+        loading=Loading(**plan.group("loader")),
+        max_failed=plan.cfg.max_failed_tiles,
+    )
     results: dict[str, TaskResult] = {}
     for subject, encoder in subjects.items():
         if isinstance(task, BagTask):
             result = task.evaluate_bags(folders[subject], _slides(source), subject=subject, place=place)
+        elif isinstance(task, TunedTask):
+            result = task.tune(encoder, source, subject=subject, place=place)
         else:
             embeddings = load_embeddings(folders[subject], source)
             result = task.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
@@ -130,7 +144,9 @@ def _results(
         if isinstance(task, BagTask) and subject == ENCODER_SUBJECT:
             result.notes += _seen(plan, result)
         result.notes += _lost(len(source) - len(shared), len(source))
-        result.notes += note(artifacts.counts(folders[subject]).get(NOT_RESTAINED, 0), len(source))
+        if subject in folders:
+            n_left = artifacts.counts(folders[subject]).get(NOT_RESTAINED, 0)
+            result.notes += note(n_left, len(source))
         results[subject] = result
     return results
 

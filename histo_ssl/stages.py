@@ -32,7 +32,7 @@ from histo_ssl.report.html import build_report
 from histo_ssl.report.runs import read_results
 from histo_ssl.report.study import study_tables, study_text
 from histo_ssl.report.tables import scores_text
-from histo_ssl.scoring import check_task, score, subjects_of
+from histo_ssl.scoring import check_task, needs_embeddings, score, subjects_of
 from histo_ssl.training.fit import METRICS, Limits, Recording, device_for, precision_for, prepare, train
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,9 @@ def pretrain(plan: Plan) -> None:
 def embed(plan: Plan) -> None:
     """Embed the task's tiles with the encoder, and with the floors that its scores stand beside."""
     source = open_source(finished(plan.task_tile_folder, stage="tile"))
+    if not needs_embeddings(plan):
+        log.info("embed: nothing to do, since the task trains encoders on the tiles themselves")
+        return
     for subject, encoder in subjects_of(plan, source).items():
         folder = plan.embedding_folder(encoder.card.fingerprint)
         config = {"encoder": asdict(encoder.card), **plan.embedding_config}

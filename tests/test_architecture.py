@@ -83,7 +83,7 @@ OWNERS = {
         *(f"config/{name}.py" for name in ("preflight", "signatures", "targets")),
     },
     "omegaconf": {"cli.py", "config/plan.py"},
-    "timm": {f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "hub")},
+    "timm": {f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "hub", "depths")},
     "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py", "download/arrays.py", "mil/exports.py", "mil/features.py"},
     "umap": {"tasks/umap.py"},

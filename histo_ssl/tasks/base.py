@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from histo_ssl.data.base import TileSource
+from histo_ssl.data.loading import Loading
 from histo_ssl.embeddings import EmbeddingSet
+from histo_ssl.encode import Encoder
 from histo_ssl.tasks.splits import Split
 
 ENCODER = "encoder"  # the subject that is no floor
@@ -73,6 +76,8 @@ class Workplace:
     folder: Path  # where it may keep what an interrupted run shall not do again
     accelerator: str  # as Lightning's Trainer takes it, as is the next
     precision: str
+    loading: Loading  # how tiles are read
+    max_failed: float  # share of the tiles that may turn out unreadable, 0-1
 
 
 def check_finite(features_ND: NDArray[np.floating]) -> None:
@@ -87,6 +92,21 @@ def check_finite(features_ND: NDArray[np.floating]) -> None:
             f"{n_bad} of {len(features_ND)} embeddings are not finite: the encoder has diverged; look at its "
             "loss and train it again"
         )
+
+
+@runtime_checkable
+class TunedTask(Protocol):
+    """Labelled tiles x a training of the encoder itself."""
+
+    def check(self, tiles: EmbeddingSet) -> None:
+        """Stop at tiles that `tune` would refuse: before a long training.
+
+        Raises:
+            ValueError: says why they can't be scored.
+        """
+
+    def tune(self, encoder: Encoder, source: TileSource, *, subject: str, place: Workplace) -> TaskResult:
+        """Scores of a copy of an encoder that goes on learning from the tiles of a source."""
 
 
 @runtime_checkable

@@ -111,11 +111,11 @@ class TileTask:
         """
         labelled = embeddings.labelled()
         check_finite(labelled.features)
-        reason = _why_nothing(labelled)
+        reason = why_nothing(labelled)
         if reason:
             return without_scores(reason, primary=self.primary)
         split = self.split(labelled)
-        classes = _classes(labelled.label, split)
+        classes = classes_of(labelled.label, split)
         lesson, exam = _lesson_and_exam(labelled, split, classes)
         tiles = table_of(labelled.subset(split.test)).assign(subject=subject)
         found = {
@@ -132,7 +132,7 @@ class TileTask:
             notes=[
                 *split.notes,
                 *(note for one in found.values() for note in one.notes),
-                *cautions(_right(exam, classes)),
+                *cautions(right_of(exam, classes)),
             ],
             counts=counts_of(split),
             primary=self.primary,
@@ -145,8 +145,8 @@ class TileTask:
             ValueError: as there.
         """
         labelled = tiles.labelled()
-        if not _why_nothing(labelled):
-            _classes(labelled.label, self.split(labelled))
+        if not why_nothing(labelled):
+            classes_of(labelled.label, self.split(labelled))
 
     def split(self, labelled: EmbeddingSet) -> Split:
         """Who learns and who is tested, of tiles that all have a label; features don't matter.
@@ -180,8 +180,8 @@ class TileTask:
         whole = replace(episodes[0], score_MC=np.mean([one.score_MC for one in episodes], axis=0))
         return _Outcome(
             scores=episode_scores(episodes, asked),
-            columns=_columns(whole),
-            confusion=_confusion(whole),
+            columns=columns_of(whole),
+            confusion=confusion_of(whole),
             notes=[f"{name} {sentence}" for sentence in said],
         )
 
@@ -232,13 +232,13 @@ def _lesson_and_exam(tiles: EmbeddingSet, split: Split, classes: list[str]) -> t
     return lesson, exam
 
 
-def _right(exam: Exam, classes: list[str]) -> Predictions:
+def right_of(exam: Exam, classes: list[str]) -> Predictions:
     """What somebody would predict who knows the truth."""
     score_MC = np.eye(len(classes))[exam.class_M]
     return Predictions(score_MC=score_MC, truth_M=exam.class_M, group_M=exam.group_M, classes=classes)
 
 
-def _why_nothing(labelled: EmbeddingSet) -> str:
+def why_nothing(labelled: EmbeddingSet) -> str:
     """Why labelled tiles have no score; "" if they have one."""
     if not len(labelled):
         return "no tile of this data set has a label"
@@ -246,7 +246,7 @@ def _why_nothing(labelled: EmbeddingSet) -> str:
     return f"all labelled tiles are of one class, {classes[0]}" if len(classes) == 1 else ""
 
 
-def _classes(label: NDArray[np.str_], split: Split) -> list[str]:
+def classes_of(label: NDArray[np.str_], split: Split) -> list[str]:
     """Classes that train knows, sorted; those of the test are among them.
 
     Raises:
@@ -266,13 +266,14 @@ def _classes(label: NDArray[np.str_], split: Split) -> list[str]:
     return [str(name) for name in known]
 
 
-def _columns(predictions: Predictions) -> dict[str, NDArray[Any]]:
+def columns_of(predictions: Predictions) -> dict[str, NDArray[Any]]:
     """The class that each test tile was given, and the score of each class."""
     classes = np.array(predictions.classes)
     scores = {f"score_{name}": column for name, column in zip(classes, predictions.score_MC.T, strict=True)}
     return {"predicted": classes[predictions.predicted_M], **scores}
 
 
-def _confusion(predictions: Predictions) -> list[list[int]]:
+def confusion_of(predictions: Predictions) -> list[list[int]]:
+    """How many test tiles of each class (row) were given to which (column)."""
     rows: list[list[int]] = predictions.confusion_GCC().sum(axis=0).astype(int).tolist()
     return rows

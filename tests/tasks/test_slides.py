@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 from hydra.utils import instantiate
 
+from histo_ssl.data.loading import Loading
 from histo_ssl.embeddings import write_embeddings
 from histo_ssl.tasks.base import TaskResult, Workplace
 from histo_ssl.tasks.fold_scores import FOLD_MEAN
 from histo_ssl.tasks.slides import SlideTask
 
 DIM = 8
+LOADING = Loading(n_workers=0, start_method="fork", timeout_s=60)
 SMALL = (
     *("task/models=[clam_sb,mean]", "task.recipe.epochs=4", "task.recipe.optimizer.lr=3e-3"),
     *("task.folds.n_folds=2", "task.protocol.n_bootstrap=50", "task.recipe.batch_bags=4"),
@@ -65,7 +67,7 @@ def _write(folder: Path, slides: pd.DataFrame, *, share: float, seed: int = 0) -
 
 def _evaluate(task: SlideTask, slides: pd.DataFrame, features: Path, folder: Path) -> TaskResult:
     folder.mkdir(exist_ok=True)
-    place = Workplace(folder=folder, accelerator="cpu", precision="32-true")
+    place = Workplace(folder=folder, accelerator="cpu", precision="32-true", loading=LOADING, max_failed=0.1)
     return task.evaluate_bags(features, slides, subject="encoder", place=place)
 
 
@@ -185,5 +187,7 @@ def test_floors_are_scored_and_not_shown(
     configured: Callable[..., SlideTask], slides: pd.DataFrame, tmp_path: Path
 ) -> None:
     features = _write(tmp_path / "h5", slides, share=0.5)
-    place = Workplace(folder=tmp_path, accelerator="cpu", precision="32-true")
+    place = Workplace(
+        folder=tmp_path, accelerator="cpu", precision="32-true", loading=LOADING, max_failed=0.1
+    )
     assert configured().evaluate_bags(features, slides, subject="colour", place=place).looks == []

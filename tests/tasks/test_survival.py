@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hydra.utils import instantiate
 
+from histo_ssl.data.loading import Loading
 from histo_ssl.embeddings import write_embeddings
 from histo_ssl.tasks.base import TaskResult, Workplace
 from histo_ssl.tasks.bootstrap import Asked
@@ -31,6 +32,7 @@ PLACEBO = [1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23
 TREATED = [6, 6, 6, 7, 10, 13, 16, 22, 23, 6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
 RELAPSED = [True] * 9 + [False] * 12  # of the treated
 ASKED = Asked(subject="encoder", protocol="abmil", n_bootstrap=200, seed=0)
+LOADING = Loading(n_workers=0, start_method="fork", timeout_s=60)
 SMALL = (
     *("task/models=[abmil]", "task.recipe.epochs=30", "task.recipe.optimizer.lr=5e-3"),
     *("task.folds.n_folds=2", "task.protocol.n_bootstrap=50", "task.recipe.batch_bags=8"),
@@ -145,7 +147,7 @@ def _write(folder: Path, slides: pd.DataFrame, *, signal: float) -> Path:
 
 def _evaluate(task: SurvivalTask, slides: pd.DataFrame, features: Path, folder: Path) -> TaskResult:
     folder.mkdir(exist_ok=True)
-    place = Workplace(folder=folder, accelerator="cpu", precision="32-true")
+    place = Workplace(folder=folder, accelerator="cpu", precision="32-true", loading=LOADING, max_failed=0.1)
     return task.evaluate_bags(features, slides, subject="encoder", place=place)
 
 

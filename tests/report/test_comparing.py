@@ -1,4 +1,4 @@
-"""Pairs of results in the report: an encoder against its floors, and against others that were asked the same."""
+"""Pairs of results in the report: an encoder against its floors, and others that were asked the same."""
 
 import csv
 from typing import Any

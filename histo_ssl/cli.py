@@ -38,6 +38,7 @@ from histo_ssl.folders import disk
 from histo_ssl.folders.redaction import RedactingFilter, redact
 
 PACKAGE = Path(__file__).resolve().parent
+GIVEN_FEATURES = "features"  # choice of the method
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch for tracebacks
 HIDDEN_KEYS = ("_target_", "_partial_", "_convert_", "hydra")  # of the machinery, not for users to set
 CONFIG_NAME = "config"  # conf/config.yaml
@@ -132,10 +133,11 @@ def _one_sentence(*, wants_traceback: bool, also: tuple[type[Exception], ...] = 
 
 def _job(cfg: DictConfig) -> None:
     """One job: in this process, or in a fresh one if it is part of a sweep."""
-    for group in ("method", "backbone"):  # not mandatory in the YAML, so that --help composes without them
-        if group not in cfg:
-            raise ValueError(f"{group}=... is missing; choose one of {', '.join(_choices(group))}")
     job = HydraConfig.get()
+    has_none = job.runtime.choices.get("method") == GIVEN_FEATURES  # features have no backbone
+    for group in ("method", "backbone"):  # not mandatory in the YAML, so that --help composes without them
+        if group not in cfg and not (group == "backbone" and has_none):
+            raise ValueError(f"{group}=... is missing; choose one of {', '.join(_choices(group))}")
     if job.mode == RunMode.MULTIRUN:
         command = [sys.executable, "-m", "histo_ssl", *_sources(job), *job.overrides.task]
         status = _run(command)
@@ -152,6 +154,10 @@ def _job(cfg: DictConfig) -> None:
     from histo_ssl.config.plan import Plan  # noqa: PLC0415
 
     choices = {str(group): str(choice) for group, choice in job.runtime.choices.items()}
+    if has_none:
+        choices["backbone"] = re.sub(
+            r"[^\w.]+", "_", Path(str(cfg.method.path)).name
+        )  # stands in names of folders
     stages.run(Plan(cfg=cfg, choices=choices))
 
 

@@ -1,6 +1,7 @@
 """What the stages `embed` and `evaluate` do: who is scored, on which tiles, and what is written of it."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,8 @@ from histo_ssl.tasks.floors import colour_floor
 from histo_ssl.training.fit import precision_for
 
 THUMBNAILS = "thumbnails.png"
+TCGA = re.compile(r"TCGA-\w\w-\w{4}")  # how a barcode begins; its patient is the first 12 letters
+PATIENT_LETTERS = 12
 RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
 
 
@@ -95,6 +98,8 @@ def _random(plan: Plan, card: Card) -> Encoder:
 
 def score(plan: Plan, folder: Path) -> Counts:
     """Write the scores of the encoder and its floors, all on the same tiles, into `folder`."""
+    if plan.is_given:
+        return _score_given(plan, folder)
     source = open_source(finished(plan.task_tile_folder, stage="tile"))
     subjects = subjects_of(plan, source)
     folders = {
@@ -122,15 +127,7 @@ def _results(
 ) -> dict[str, TaskResult]:
     task = instantiate(plan.group("task.protocol"))
     shared = _shared_rows(folders.values(), source)
-    accelerator = plan.cfg.trainer.accelerator
-    precision = precision_for(plan.cfg.trainer.precision, accelerator)
-    place = Workplace(
-        folder=folder,
-        accelerator=accelerator,
-        precision=precision,
-        loading=Loading(**plan.group("loader")),
-        max_failed=plan.cfg.max_failed_tiles,
-    )
+    place = _workplace(plan, folder)
     results: dict[str, TaskResult] = {}
     for subject, encoder in subjects.items():
         if isinstance(task, BagTask):
@@ -149,6 +146,36 @@ def _results(
             result.notes += note(n_left, len(source))
         results[subject] = result
     return results
+
+
+def _score_given(plan: Plan, folder: Path) -> Counts:
+    """The same of features that another program made: without floors, which would need tiles."""
+    task = instantiate(plan.group("task.protocol"))
+    if not isinstance(task, BagTask):
+        raise ValueError("method=features has no encoder, so that it is for task=slides and its like alone")
+    names = list(instantiate(plan.group("method")).files())
+    unknown = dict.fromkeys(("site", "split", "label"), "")
+    patients = [name[:PATIENT_LETTERS] if TCGA.match(name) else "" for name in names]
+    slides = pd.DataFrame({"slide": names, "patient": patients, **unknown, "n_tiles": 1})
+    result = task.evaluate_bags(
+        Path(plan.cfg.method.path), slides, subject="encoder", place=_workplace(plan, folder)
+    )
+    result.notes.append("features from elsewhere: there are no floors to compare with")
+    write_json(folder / "results.json", _summary(plan, {"encoder": result}))
+    _write_tables({"encoder": result}, folder)
+    write_text(folder / "predictions.csv", csv_text(result.predictions))
+    return {"scores": len(result.scores)}
+
+
+def _workplace(plan: Plan, folder: Path) -> Workplace:
+    accelerator = plan.cfg.trainer.accelerator
+    return Workplace(
+        folder=folder,
+        accelerator=accelerator,
+        precision=precision_for(plan.cfg.trainer.precision, accelerator),
+        loading=Loading(**plan.group("loader")),
+        max_failed=plan.cfg.max_failed_tiles,
+    )
 
 
 def _seen(plan: Plan, result: TaskResult) -> list[str]:
@@ -213,6 +240,7 @@ def _lost(n_lost: int, n_tiles: int) -> list[str]:
 def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
     """Content of results.json; what all subjects share is taken from the encoder's."""
     shared = results["encoder"]
+    no_data = plan.is_given or (plan.is_frozen and plan.task_tile_folder != plan.tile_folder)
     relative = {
         "encoder_folder": plan.pretrain_folder.relative_to(plan.runs_dir).as_posix(),
         "tile_folder": plan.task_tile_folder.relative_to(plan.runs_dir).as_posix(),
@@ -220,7 +248,7 @@ def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
     return {
         "schema": RESULTS_SCHEMA,
         **{group: plan.choices[group] for group in ("method", "backbone", "task")},
-        "data": "" if plan.is_frozen and plan.task_tile_folder != plan.tile_folder else plan.choices["data"],
+        "data": "" if no_data else plan.choices["data"],
         **relative,
         "primary": list(shared.primary),
         "classes": shared.classes,

@@ -51,7 +51,10 @@ def run(plan: Plan) -> None:
         return
     with ranks.serve(trainer):
         for name in plan.cfg.stages:
-            STAGES[name](plan)
+            if plan.is_given and name in OF_ENCODERS:
+                log.info("%s: nothing to do, since method=features has its features already", name)
+            else:
+                STAGES[name](plan)
 
 
 def tile(plan: Plan) -> None:
@@ -110,6 +113,7 @@ def report(plan: Plan) -> None:
     log.info("report: open %s", page.resolve())
 
 
+OF_ENCODERS = ("tile", "pretrain", "embed")  # stages that features from elsewhere have no part in
 STAGES: Mapping[str, Callable[[Plan], None]] = {
     "tile": tile,
     "pretrain": pretrain,

@@ -28,6 +28,7 @@ LEAST = {
 MOST = 2**32 - 1  # what random generators take as a seed
 EXACT = "float32"  # what embeddings are stored in as they are
 FROZEN = "histo_ssl.methods.frozen."  # targets of the methods that train nothing
+GIVEN = f"{FROZEN}GivenFeatures"
 FOLDER = "local-dir:"  # before the path of a folder of weights
 SWITCHES = ("compile", "grad_checkpointing")
 CHOICES = {
@@ -132,6 +133,8 @@ class Plan:
     @property
     def pretrain_config(self) -> dict[str, Any]:
         """What the encoder depends on beside the tiles that it is trained on."""
+        if self.is_given:
+            return {"method": {**self.group("method"), "path": _sizes(self.group("method.path"))}}
         if self.is_frozen:
             method = _by_content(self.group("method"), key="path")
             return {"backbone": self._backbone, "method": method, **self.stain_config}
@@ -155,6 +158,11 @@ class Plan:
     def is_frozen(self) -> bool:
         """Whether the method trains nothing: its encoder then depends on no tiles, views or epochs."""
         return str(self.group("method._target_")).startswith(FROZEN)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is no encoder at all: another program has made the features."""
+        return str(self.group("method._target_")) == GIVEN
 
     @property
     def tile_folder(self) -> Path:
@@ -222,6 +230,13 @@ def _contents(group: Any) -> Any:
         name: _by_content(part, key="path") if name in TASK_FILES else part for name, part in group.items()
     }
     return {name: _contents(part) for name, part in parts.items()}
+
+
+def _sizes(folder: str | None) -> dict[str, int]:
+    """Names and sizes of the files in a folder, which are too large to be hashed."""
+    path = Path(folder or "")
+    found = sorted(file for file in path.rglob("*") if folder and file.is_file())
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
 
 
 def _by_content(group: dict[str, Any], *, key: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from histo_ssl.backbones.weights import Weights, load_weights, read_weights
 
 log = logging.getLogger(__name__)
 
+FEATURE_SUFFIXES = (".h5", ".pt")
 ASSUMED_PX = 224  # side of the tile that an encoder is tried on where nobody knows what it was trained on
 
 
@@ -41,6 +42,32 @@ class Feeding:
     mpp: float | None
     chosen_on: tuple[str, ...] = ()
     stain: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFeatures:
+    """In place of an encoder: features that are there already, read by tasks on slides alone.
+
+    Args:
+        path: folder of a file per slide.
+    """
+
+    path: str | None
+
+    def files(self) -> dict[str, Path]:
+        """The file of each slide by the slide's name, sorted.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or no file in it.
+        """
+        folder = Path(self.path or "")
+        found = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix in FEATURE_SUFFIXES}
+        if self.path is None or not found:
+            raise FileNotFoundError(
+                f"method.path={self.path}: no .h5 or .pt there; the folder of CLAM's, TRIDENT's or STAMP's "
+                "features is expected"
+            )
+        return found
 
 
 class FrozenMethod:

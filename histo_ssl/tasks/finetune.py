@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 NAME = "finetune"
 
 
-def _tiles(source: TileSource) -> EmbeddingSet:
+def tiles_of(source: TileSource) -> EmbeddingSet:
     """What is known of a source's tiles, without features."""
     table = source.table()
     texts = {name: table[name].to_numpy(dtype=str) for name in ("slide", "patient", "site", "split", "label")}
@@ -83,7 +83,7 @@ class FineTuneTask:
             ValueError: the test has a class that train lacks, the split leaks, every rate diverges, or more
                 tiles can't be read than `place` allows.
         """
-        labelled = _tiles(source).labelled()
+        labelled = tiles_of(source).labelled()
         reason = why_nothing(labelled)
         if not reason and not any(parameter.requires_grad for parameter in encoder.backbone.parameters()):
             reason = f"{subject} has no weights that could be tuned"

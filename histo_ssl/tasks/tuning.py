@@ -163,7 +163,7 @@ class School:
     def taught(self, train: Ints, test: Ints) -> tuple[Floats, NDArray[np.bool_], list[str]]:
         """Probabilities (M, C) of test tiles, which (M,) of them could be read, and notes."""
         lr, notes = self._lr(train)
-        model = self._trained(train, lr)
+        model = self.trained(train, lr)
         logits_MC, is_read_M = self._asked(model, test)
         n_lost = int((~is_read_M).sum())
         if n_lost > self.place.max_failed * len(test):
@@ -191,7 +191,7 @@ class School:
         learn, aside = next(iter(folds.split(train, self.class_N[train], self.group_N[train])))
         losses = []
         for lr in lrs:
-            logits, is_read = self._asked(self._trained(train[learn], lr), train[aside])
+            logits, is_read = self._asked(self.trained(train[learn], lr), train[aside])
             truth = torch.from_numpy(self.class_N[train[aside]])
             losses.append(float(F.cross_entropy(logits[is_read], truth[is_read])))
             log.info("evaluate: finetune at a rate of %g: loss %.3f on tiles set aside", lr, losses[-1])
@@ -205,7 +205,7 @@ class School:
             f"took the rate {best:g}, at the edge of those tried: others may do better"
         ] if edge else []
 
-    def _trained(self, rows: Ints, lr: float) -> Tuned:
+    def trained(self, rows: Ints, lr: float) -> Tuned:
         """A copy that has learned from these of the tiles."""
         batch_size = min(self.tuning.batch_size, len(rows))
         with torch.random.fork_rng(devices=[]):

@@ -19,7 +19,7 @@ def comparisons(results: Sequence[Result]) -> list[ComparisonRow]:
 
     Of classes alone, and by models of bags, whose predictions are of whole slides.
     """
-    of_bags = [result for result in results if result.folds and result.classes]
+    of_bags = [result for result in results if result.folds.get(ENCODER) and result.classes]
     by_question: dict[str, list[Result]] = {}
     for result in of_bags:
         by_question.setdefault(result.question, []).append(result)

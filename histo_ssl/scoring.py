@@ -261,6 +261,7 @@ def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
         "folds": {
             subject: {protocol: _defined(aucs) for protocol, aucs in result.folds.items()}
             for subject, result in results.items()
+            if result.folds
         },
     }
 

@@ -140,9 +140,9 @@ def test_an_encoder_can_learn_on_and_colours_can_not(run: Run) -> None:
         "task.protocol.tuning.lrs=[1e-3]",
         "task.protocol.n_bootstrap=20",
     ]
-    done = run("task=knn", "task/protocol=finetune", "online=none", *tuning)
+    done = run("task=finetune", "online=none", *tuning)
     assert done.returncode == 0, done.stderr
-    (result,) = _results(done.cwd, "knn")
+    (result,) = _results(done.cwd, "finetune")
     assert {score["subject"] for score in result["scores"]} == {"encoder", "random"}
     assert "since the task trains encoders on the tiles themselves" in done.stdout + done.stderr
 
@@ -157,7 +157,10 @@ def test_an_encoder_can_learn_on_and_colours_can_not(run: Run) -> None:
         (["task=slides", "task.folds.n_folds=9"], "has 4 patients for 9 folds: say task.folds.n_folds=4"),
         (["task=slides", "task/folds=given", "task.folds.path=none"], "no splits_0.csv there"),
         (["task=slides", "task.unit=site"], "task.unit=site: choose one of slide, patient"),
-        (["task=slides", "task.label_fraction=0"], "task.label_fraction=0.0: a share above 0 and up to 1"),
+        (
+            ["task=slides", "task.folds.n_folds=2", "task.label_fraction=0"],
+            "task.label_fraction=0: a share above 0 and up to 1",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_one_sentence(run: Run, arguments: list[str], message: str) -> None:

@@ -185,7 +185,8 @@ def fit(
         objective: what is learned.
         bags: all of them.
         train: numbers of the bags to learn from.
-        valid: numbers of the bags to choose the epoch by, where the recipe has a patience.
+        valid: numbers of the bags to choose the epoch by, where the recipe has a patience; without any, the
+            last epoch is taken.
         recipe: how.
         seed: of weights, order, tiles and dropout.
         device: what trains.
@@ -198,7 +199,7 @@ def fit(
         module = BagModule(
             make(dim=bags.dim, n_classes=objective.n_outputs), objective, optimizer=recipe.optimizer
         )
-        best = BestEpoch(patience=recipe.patience) if recipe.patience else None
+        best = BestEpoch(patience=recipe.patience) if recipe.patience and len(valid) else None
         epochs = Epochs(
             bag_N=train,
             stratum_N=objective.stratum(train) if recipe.is_weighted else None,

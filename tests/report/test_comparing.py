@@ -77,5 +77,5 @@ def test_they_are_in_the_report_and_in_a_file(fake_runs: Any, scores: dict[str, 
 
 
 def test_results_of_tiles_are_not_compared(fake_runs: Any) -> None:
-    fake_runs.result("pretrain/a", "tiles/t", values={"encoder": 0.9})
+    fake_runs.result("pretrain/a", "tiles/t", values={"encoder": 0.9}, folds={"encoder": {}})
     assert comparisons(read_results(fake_runs.path)) == []

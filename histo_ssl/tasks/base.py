@@ -23,6 +23,9 @@ NUMBER_METRICS = (  # of labels that are numbers
 )
 
 
+AS_PUBLISHED = "concordance_as_published"  # of numbers, where a task asks for it
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One number about one set of embeddings, with what it takes to judge it."""

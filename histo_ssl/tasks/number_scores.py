@@ -9,13 +9,14 @@ Letters: R weightings, M test tiles, N training tiles, J readers, K scores.
 
 import itertools
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histo_ssl.tasks import agreement
-from histo_ssl.tasks.base import NUMBER_METRICS, Score
+from histo_ssl.tasks.base import AS_PUBLISHED, NUMBER_METRICS, Score
 from histo_ssl.tasks.bootstrap import Asked, Estimated, few_groups, group_weights, with_interval
 
 Floats = NDArray[np.float64]
@@ -48,8 +49,10 @@ class Numbers:
         return int(self.group_M.max()) + 1
 
 
-def number_scores(pred_M: Floats, test: Numbers, taught_N: Floats, asked: Asked) -> list[Score]:
-    """A score for each of NUMBER_METRICS, in their order.
+def number_scores(
+    pred_M: Floats, test: Numbers, taught_N: Floats, asked: Asked, *, also: Sequence[str] = ()
+) -> list[Score]:
+    """A score for each of NUMBER_METRICS, in their order, then for those that are asked for besides.
 
     Args:
         pred_M: what was predicted.
@@ -57,6 +60,7 @@ def number_scores(pred_M: Floats, test: Numbers, taught_N: Floats, asked: Asked)
         taught_N: the training tiles' numbers, for what guessing reaches: of the errors, their mean (MSE) and
             median (MAE), whatever the tile.
         asked: whose predictions these are.
+        also: more metrics: AS_PUBLISHED.
 
     Returns:
         Scores with intervals; NaN where nothing can vary, with one group in the test.
@@ -66,6 +70,7 @@ def number_scores(pred_M: Floats, test: Numbers, taught_N: Floats, asked: Asked)
     drawn_RK = np.concatenate([_values(pred_M, test, w_RG[:, test.group_M]) for w_RG in blocks])
     chance = {
         "prediction_probability": 0.5,
+        AS_PUBLISHED: 2 / 3,  # of no order at all
         "mse": float(np.square(test.truth_M - taught_N.mean()).mean()),
         "mae": float(np.abs(test.truth_M - np.median(taught_N)).mean()),
     }
@@ -81,7 +86,8 @@ def number_scores(pred_M: Floats, test: Numbers, taught_N: Floats, asked: Asked)
             ),
             asked,
         )
-        for metric, value, drawn_R in zip(NUMBER_METRICS, value_K, drawn_RK.T, strict=True)
+        for metric, value, drawn_R in zip((*NUMBER_METRICS, AS_PUBLISHED), value_K, drawn_RK.T, strict=True)
+        if metric in NUMBER_METRICS or metric in also
     ]
 
 
@@ -126,11 +132,11 @@ def _values(pred_M: Floats, test: Numbers, w_RM: Floats) -> Floats:
     errors = [
         f(test.truth_M, pred_M, w_RM) for f in (agreement.mean_squared_error, agreement.mean_absolute_error)
     ]
-    return np.column_stack([mean_RK, *errors])
+    return np.column_stack([mean_RK[:, :-1], *errors, mean_RK[:, -1]])
 
 
 def _beside_reader(pred_M: Floats, rating_M: Floats, w_RM: Floats) -> Floats:
-    """Scores (R, 5) against one reader, on the tiles that have a number of his."""
+    """Scores (R, 6) against one reader, on the tiles that have a number of his."""
     has_M = ~np.isnan(rating_M)
     ref, pred, w = rating_M[has_M], pred_M[has_M], w_RM[:, has_M]
     both = np.column_stack([ref, pred])
@@ -138,4 +144,5 @@ def _beside_reader(pred_M: Floats, rating_M: Floats, w_RM: Floats) -> Floats:
         f(ref, pred, w)
         for f in (agreement.prediction_probability, agreement.kendall_tau_b, agreement.spearman)
     ]
-    return np.column_stack([*orders, agreement.icc_2_1(both, w), agreement.icc_3_1(both, w)])
+    published = agreement.concordance_as_published(ref, pred, w)
+    return np.column_stack([*orders, agreement.icc_2_1(both, w), agreement.icc_3_1(both, w), published])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from histo_ssl.data.base import BETWEEN_READERS
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.tasks.base import (
+    AS_PUBLISHED,
     NUMBER_METRICS,
     TaskResult,
     check_finite,
@@ -64,6 +65,7 @@ class RegressionTask:
         protocols: Mapping[str, NumberProtocol],
         primary: tuple[str, str] | None,
         clip: Sequence[float] | None,
+        also: Sequence[str],
         test_share: float,
         n_strata: int,
         n_bootstrap: int,
@@ -75,6 +77,10 @@ class RegressionTask:
             raise ValueError(f"task.protocol.n_strata={n_strata}: a count of 1 or more is expected")
         self.protocols = protocols
         self.clip = _ends(clip)
+        unknown = sorted(set(also) - {AS_PUBLISHED})
+        if unknown:
+            raise ValueError(f"task.protocol.also={list(also)}: {AS_PUBLISHED}, or nothing, is expected")
+        self.also = also
         self.test_share = test_share
         self.n_strata = n_strata
         self.n_bootstrap = n_bootstrap
@@ -112,7 +118,7 @@ class RegressionTask:
         for name, protocol in self.protocols.items():
             pred_M, said = self._predicted(protocol, lesson, labelled.features[split.test])
             asked = Asked(subject=subject, protocol=name, n_bootstrap=self.n_bootstrap, seed=self.seed)
-            result.scores += number_scores(pred_M, test, lesson.number_N, asked)
+            result.scores += number_scores(pred_M, test, lesson.number_N, asked, also=self.also)
             result.notes += [f"{name} {sentence}" for sentence in said]
             tables.append(tiles.assign(protocol=name, predicted=pred_M))
         result.predictions = pd.concat(tables, ignore_index=True)

@@ -100,10 +100,20 @@ def draw_test(label: NDArray[np.str_], group: Ints, *, test_share: float, seed: 
         raise ValueError(
             f"no test can be drawn from {len(n_GC)} patients (or slides): each alone has one of the "
             f"{n_GC.shape[1]} classes; label more of them, or give every tile a split ({TRAIN}, {TEST})"
+            f"{_hint(label)}"
         )
     order_G = _rarest_first(n_GC, seed=seed)
     test: Mask = _choose_groups(share_GC, test_share=test_share, order_G=order_G)[group_of]
     return test
+
+
+def _hint(label: NDArray[np.str_]) -> str:
+    """What else labels may be that are all numbers."""
+    try:
+        np.asarray(label, dtype=np.float64)
+    except ValueError:
+        return ""
+    return "; if these labels are amounts and no classes, say task=regression"
 
 
 def _choose_groups(share_GC: Floats, *, test_share: float, order_G: Ints) -> Mask:

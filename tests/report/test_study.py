@@ -11,6 +11,7 @@ from histo_ssl.report.html import build_report
 from histo_ssl.report.runs import read_results
 from histo_ssl.report.study import PUBLISHED, study_csv, study_tables, study_text
 
+METRICS = ("mse", "prediction_probability", "concordance_as_published")
 CLASSES = ["ADI", "BACK", "DEB", "LYM", "MUC", "NORM", "STR", "TUM"]
 
 
@@ -105,17 +106,17 @@ def test_breastpathq_stands_beside_the_true_concordance_and_less_error_is_better
             **{"subject": subject, "protocol": "least_squares", "metric": metric, "label": ""},
             **{"value": value, "low": value, "high": value, "chance": 0.5},
         }
-        for subject, values in (("encoder", (0.03, 0.8)), ("colour", (0.04, 0.85)))
-        for metric, value in zip(("mse", "prediction_probability"), values, strict=True)
+        for subject, values in (("encoder", (0.03, 0.8, 0.833)), ("colour", (0.04, 0.85, 0.87)))
+        for metric, value in zip(METRICS, values, strict=True)
     ]
     names = {"task": "breastpathq", "method": "dino", "backbone": "vit_s"}
     fake_runs.result("pretrain/a", "tiles/t", values={}, scores=rows, confusion={}, classes=[], **names)
     (table,) = study_tables(read_results(fake_runs.path))
     assert [row.cells() for row in table.rows] == [
-        [".030", ".800▼"],
-        [".029", ".829"],
-        ["+.001", "-.029"],
-        [".040", ".850"],
+        [".030", ".800▼", ".833▼"],
+        [".029", ".829", ".854"],
+        ["+.001", "-.029", "-.021"],
+        [".040", ".850", ".870"],
     ]
     published = {0.792: 0.828, 0.731: 0.788, 0.829: 0.854}  # P_K, and what the study printed
     facts = json.loads(PUBLISHED.read_text())["breastpathq"]["published"]["breastpathq"]

@@ -126,3 +126,18 @@ def test_a_test_of_one_number_has_errors_alone() -> None:
     assert number_cautions(numbers(np.full(12, 3.0))) == [
         "all test tiles have the label 3: only errors can be scored"
     ]
+
+
+def test_the_published_concordance_is_told_where_it_is_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=40)
+    test = Numbers(rating_MJ=truth[:, None], group_M=np.arange(40))
+    asked = Asked(subject="encoder", protocol="least_squares", n_bootstrap=20, seed=0)
+    pred = truth + rng.normal(size=40)
+    plain = number_scores(pred, test, truth, asked)
+    more = number_scores(pred, test, truth, asked, also=["concordance_as_published"])
+    assert [score.metric for score in more] == [*NUMBER_METRICS, "concordance_as_published"]
+    assert more[:-1] == plain
+    p_k = plain[0].value
+    assert more[-1].value == pytest.approx(1 / (2 - p_k))  # as no two predictions tie
+    assert more[-1].chance == pytest.approx(2 / 3)

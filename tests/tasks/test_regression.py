@@ -145,7 +145,7 @@ class Unsteady:
 
 def test_predictions_that_differ_by_rounding_alone_are_ties(tiles: Tiles) -> None:
     values = {"primary": None, "clip": None, "test_share": 0.3, "n_strata": 4, "n_bootstrap": 5, "seed": 0}
-    task = RegressionTask(protocols={"unsteady": Unsteady()}, **values)
+    task = RegressionTask(protocols={"unsteady": Unsteady()}, also=[], **values)
     scores = task.evaluate(_linear(tiles), subject="encoder").scores
     assert {s.metric: s.value for s in scores}["prediction_probability"] == 0.5
 

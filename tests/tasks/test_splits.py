@@ -198,3 +198,11 @@ def test_whatever_is_known_of_tiles_no_group_is_on_both_sides_or_the_data_are_re
         assert not (made.test | made.train)[split == "valid"].any()
         assert (made.test | made.train)[split != "valid"].all()
         assert set(label[made.test]) <= set(label[made.train])  # each class is left to learn from
+
+
+def test_labels_that_are_numbers_are_hinted_at_regression() -> None:
+    group = np.arange(6)
+    with pytest.raises(ValueError, match="if these labels are amounts and no classes, say task=regression"):
+        draw_test(np.array(["0.1", "0.25", "0.3", "0.4", "0.5", "0.9"]), group, test_share=0.3, seed=0)
+    with pytest.raises(ValueError, match=r"\(train, test\)$"):
+        draw_test(np.array(list("abcdef")), group, test_share=0.3, seed=0)

@@ -3,6 +3,7 @@
 They come from the run's slide list, or from a CSV of somebody's that is joined to it by the slides' names.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histo_ssl.folds.names import bare
+
 SLIDE, PATIENT, SITE, LABEL = "slide", "patient", "site", "label"
 KNOWN = (SLIDE, PATIENT, SITE, LABEL)  # columns of every table of cases; more where a task asks for them
-SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".h5", ".pt")  # that lists leave or leave out
 N_NAMED = 3  # slides that a sentence names
 UNITS = ("slide", "patient")
+BARCODE = re.compile(
+    r"(?P<patient>TCGA-(?P<site>\w{2})-\w{4})(?=-|$)"
+)  # of TCGA; site: where the tissue is from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,10 @@ class Labels:
             slides.loc[~has_tiles, SLIDE], "has no tile and is left out", "have no tile and are left out"
         )
         table = joined[is_labelled].sort_values(SLIDE).reset_index(drop=True)
+        for name in (PATIENT, SITE):
+            table[name] = table[name].where(
+                table[name] != "", table[SLIDE].map(lambda s, n=name: _of_barcode(s, n))
+            )
         is_unknown = table[PATIENT] == ""
         notes += _counted(
             table.loc[is_unknown, SLIDE],
@@ -109,7 +118,8 @@ class Labels:
             )
         joined = slides[list(KNOWN)].assign(**dict.fromkeys(self.needed, ""))
         for name in found.columns.drop(key):
-            joined[name] = np.where(at >= 0, found[name].to_numpy()[at], joined.get(name, ""))
+            theirs = found[name].to_numpy()[at]
+            joined[name] = np.where((at >= 0) & (theirs != ""), theirs, joined.get(name, ""))
         unused = found[key][~found[key].isin(names)]
         source, absent = f"of {Path(str(self.path)).name}", "not in the slide list"
         return joined, _counted(unused, f"{source} is {absent}", f"{source} are {absent}", noun=key)
@@ -133,15 +143,14 @@ class Labels:
         return pd.DataFrame(known)
 
 
-def bare(name: str) -> str:
-    """A slide's name without its folder and a scanner's suffix.
+def _of_barcode(slide: str, name: str) -> str:
+    """The patient or the site of a slide of TCGA, elsewhere nothing.
 
-    >>> bare("TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF.svs"), bare("a/b.tif"), bare("c.1")
-    ('TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF', 'b', 'c.1')
+    >>> _of_barcode("TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF", "site"), _of_barcode("her2st_C2", "patient")
+    ('3C', '')
     """
-    last = name.rpartition("/")[2]
-    suffix = next((suffix for suffix in SUFFIXES if last.lower().endswith(suffix)), "")
-    return last.removesuffix(last[len(last) - len(suffix) :]) if suffix else last
+    match = BARCODE.match(slide)
+    return match[name] if match else ""
 
 
 def _column(slides: pd.DataFrame, column: str, name: str) -> "pd.Series[str]":

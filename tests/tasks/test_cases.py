@@ -95,3 +95,31 @@ def test_a_csv_that_says_nothing_is_refused(
 def test_a_csv_that_is_not_there_is_named(slides: pd.DataFrame) -> None:
     with pytest.raises(FileNotFoundError, match=r"task\.labels\.path=nowhere\.csv: there is no such CSV"):
         _labels(Path("nowhere.csv")).cases(slides)
+
+
+def test_an_empty_cell_of_a_csv_takes_no_patient_or_site_away(slides: pd.DataFrame, tmp_path: Path) -> None:
+    path = _csv(tmp_path, "slide_id,case_id,site,oncotree_code\ns1,,,IDC\ns2,,C,IDC\ns3,q2,,ILC\n")
+    table = _labels(path).cases(slides).table
+    assert table["patient"].tolist() == ["p1", "p1", "q2"]
+    assert table["site"].tolist() == ["A", "C", "B"]
+
+
+def test_barcodes_of_tcga_say_patient_and_site_where_nothing_else_does() -> None:
+    slides = pd.DataFrame(
+        {
+            "slide": [
+                "TCGA-3C-AALI-01Z-00-DX1.F6",
+                "TCGA-3C-AALI-01Z-00-DX2.C4",
+                "TCGA-A1-A0SB-01Z",
+                "TCGAX",
+            ],
+            "patient": ["", "", "own", ""],
+            "site": ["", "B", "", ""],
+            "label": ["x", "x", "y", "y"],
+            "n_tiles": 1,
+        }
+    )
+    cases = _labels(None).cases(slides)
+    assert cases.table["patient"].tolist() == ["TCGA-3C-AALI", "TCGA-3C-AALI", "own", "TCGAX"]
+    assert cases.table["site"].tolist() == ["3C", "B", "A1", ""]
+    assert cases.notes == ["1 slide (TCGAX) has no patient: it stands for one"]

@@ -1,23 +1,22 @@
 """Divisions from outside: the split files of CLAM (arXiv:2004.09666).
 
 A folder of `splits_<k>.csv`, each with the columns train, val and test, which list names of slides and need
-not be equally long.
+not be equally long; or of CLAM's `splits_<k>_bool.csv`, a row per slide that says which of them it is in.
 """
 
 import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from histo_ssl.folds.base import Fold, Mask
+from histo_ssl.folds.base import Fold
 from histo_ssl.folds.leaks import check_leaks
+from histo_ssl.folds.lists import Lists, names_of, placed, read_text
 
 COLUMNS = {"train": "train", "valid": "val", "test": "test"}  # ours: CLAM's
-SUFFIX = re.compile(r"\.(svs|tiff?|ndpi|mrxs|scn|h5|pt)$", re.IGNORECASE)
-N_NAMED = 3  # slides that a sentence names
+FILE = re.compile(r"splits_(\d+)(_bool)?")
+YES, NO = "true", "false"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Given:
     """Folds that somebody has listed, checked before they are used.
 
     Args:
-        path: folder of the lists; each gives a fold by its name.
+        path: folder of the lists, each of which gives a fold by its name; or one list.
         allow_leaks: count patients on two sides, in place of stopping.
         allow_missing: leave out listed slides that are not there, in place of stopping.
     """
@@ -39,59 +38,42 @@ class Given:
 
         Raises:
             FileNotFoundError: there is no list.
-            ValueError: a list has other columns, names a slide twice or one that is not there, or a patient
-                is on two sides.
+            ValueError: a list is no CSV, has other columns, names a slide twice or one that is not there, or
+                a patient is on two sides.
         """
-        files = sorted(Path(self.path).glob("splits_*.csv"), key=_number)
-        files = [file for file in files if _number(file) >= 0]
-        if not files:
-            raise FileNotFoundError(
-                f"task.folds.path={self.path}: no splits_0.csv there; a folder of CLAM's split files is "
-                "expected"
-            )
-        read = [self._fold(file, cases) for file in files]
-        folds, absent = [fold for fold, _ in read], sorted({name for _, names in read for name in names})
-        return folds, [*self._absent(absent), *check_leaks(folds, cases, allow_leaks=self.allow_leaks)]
-
-    def _fold(self, file: Path, cases: pd.DataFrame) -> tuple[Fold, list[str]]:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        missing = [column for column in COLUMNS.values() if column not in table]
-        if missing:
-            raise ValueError(f"{file}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-        listed = {ours: _names(table[theirs]) for ours, theirs in COLUMNS.items()}
-        everyone = [name for names in listed.values() for name in names]
-        twice = sorted(name for name, count in Counter(everyone).items() if count > 1)
-        if twice:
-            raise ValueError(f"{file}: listed twice: {_named(twice)}; a slide has one place in a fold")
-        masks = {ours: _mask(names, cases) for ours, names in listed.items()}
-        absent = sorted(set(everyone) - set(cases["slide"]))
-        return Fold(name=file.stem.replace("splits_", "k"), **masks), absent
-
-    def _absent(self, names: list[str]) -> list[str]:
-        if not names:
-            return []
-        said = f"{len(names)} listed slides ({_named(names)}) have no tiles or no label here"
-        if not self.allow_missing:
-            raise ValueError(
-                f"{self.path}: {said}; add them, or say task.folds.allow_missing=true to go without them"
-            )
-        return [f"{said} and are left out"]
+        lists = [_lists(file) for file in _files(Path(self.path))]
+        folds, notes = placed(lists, cases, allow_missing=self.allow_missing)
+        return folds, [*check_leaks(folds, cases, allow_leaks=self.allow_leaks), *notes]
 
 
-def _number(file: Path) -> int:
-    """The number in `splits_3.csv`, -1 where there is none."""
-    found = re.fullmatch(r"splits_(\d+)", file.stem)
-    return int(found.group(1)) if found else -1
+def _files(path: Path) -> list[Path]:
+    """The lists by their number; of two of the same number the one of names."""
+    if path.is_file():
+        return [path]
+    found: dict[int, Path] = {}
+    for file in sorted(path.glob("splits_*.csv"), key=lambda file: file.stem.endswith("_bool")):
+        match = FILE.fullmatch(file.stem)
+        if match:
+            found.setdefault(int(match[1]), file)
+    if not found:
+        raise FileNotFoundError(
+            f"task.folds.path={path}: no splits_0.csv there; a folder of CLAM's split files is expected"
+        )
+    return [found[number] for number in sorted(found)]
 
 
-def _names(column: "pd.Series[str]") -> list[str]:
-    return [SUFFIX.sub("", name.strip()) for name in column if name.strip()]
-
-
-def _mask(names: Sequence[str], cases: pd.DataFrame) -> Mask:
-    mask: Mask = cases["slide"].isin(names).to_numpy()
-    return mask
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
+def _lists(file: Path) -> Lists:
+    table = read_text(file)
+    missing = [column for column in COLUMNS.values() if column not in table]
+    if missing:
+        raise ValueError(f"{file}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    parts = table[list(COLUMNS.values())]
+    is_in = parts.apply(lambda column: column.str.lower())
+    if len(table) and is_in.isin((YES, NO)).all(axis=None):
+        if table.columns[0] in COLUMNS.values():
+            raise ValueError(f"{file}: which slides? Their names are expected in its first column")
+        listed = {ours: names_of(table.iloc[:, 0][is_in[theirs] == YES]) for ours, theirs in COLUMNS.items()}
+    else:
+        listed = {ours: names_of(parts[theirs]) for ours, theirs in COLUMNS.items()}
+    match = FILE.fullmatch(file.stem)
+    return Lists(source=str(file), name=f"k{match[1]}" if match else "k0", **listed)

@@ -6,15 +6,15 @@ labels and not of other patients.
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from histo_ssl.folds.base import Fold
+from histo_ssl.folds.base import Fold, Ints, Mask
+from histo_ssl.folds.partition import counts_by_patient
 
 FRACTION_STREAM = 1  # of random numbers
 
 
 def with_fraction(fold: Fold, cases: pd.DataFrame, *, fraction: float, seed: int) -> Fold:
-    """The fold with a share of its training patients of each class, one at the least.
+    """The fold with a share of its training patients of each class, or set of classes, one at the least.
 
     Args:
         fold: of the slides in `cases`.
@@ -27,14 +27,15 @@ def with_fraction(fold: Fold, cases: pd.DataFrame, *, fraction: float, seed: int
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"task.label_fraction={fraction}: a share above 0 and up to 1 is expected")
-    patients, first = np.unique(cases["patient"][fold.train].to_numpy(dtype=str), return_index=True)
-    stratum = cases["label"][fold.train].to_numpy(dtype=str)[first]
+    n_PC, _ = counts_by_patient(cases[fold.train])
+    patients = np.unique(cases["patient"][fold.train].to_numpy(dtype=str))
+    stratum = np.unique(n_PC > 0, axis=0, return_inverse=True)[1].ravel()  # a patient may be of two classes
     kept = patients[_is_kept(stratum, fraction=fraction, seed=[seed, FRACTION_STREAM, *fold.name.encode()])]
     train = fold.train & cases["patient"].isin(kept).to_numpy()
     return Fold(name=fold.name, train=train, valid=fold.valid, test=fold.test)
 
 
-def _is_kept(stratum: NDArray[np.str_], *, fraction: float, seed: list[int]) -> NDArray[np.bool_]:
+def _is_kept(stratum: Ints, *, fraction: float, seed: list[int]) -> Mask:
     """Who is among the first of a random order of each stratum."""
     order = np.random.default_rng(seed).random(len(stratum))
     kept = np.zeros(len(stratum), dtype=bool)

@@ -7,7 +7,9 @@ import pandas as pd
 
 from histo_ssl.folds.base import Fold
 from histo_ssl.folds.leaks import check_leaks
-from histo_ssl.folds.partition import counts_by_patient, deal
+from histo_ssl.folds.partition import drawn
+
+TINY = 1e-9  # what rounding may leave of nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +32,21 @@ class MonteCarlo:
         """The splits, named s0 and on, and how many slides are ever tested.
 
         Raises:
-            ValueError: the shares leave nothing to learn from.
+            ValueError: the shares leave nothing to learn from, or there is no split.
         """
-        shares = np.array([1 - self.test_share - self.valid_share, self.valid_share, self.test_share])
-        if shares.min() < 0 or shares[0] <= 0 or self.test_share <= 0:
+        if self.n_splits < 1:
+            raise ValueError(f"task.folds.n_splits={self.n_splits}: 1 or more is expected")
+        train_share = 1 - self.test_share - self.valid_share
+        if train_share <= TINY or self.valid_share < 0 or self.test_share <= 0:
             raise ValueError(
                 f"task.folds.test_share={self.test_share}, valid_share={self.valid_share}: shares that "
                 "leave something to learn from are expected"
             )
-        n_PC, place_n = counts_by_patient(cases)
         folds = []
         for k in range(self.n_splits):
-            part_n = deal(n_PC, share_F=shares, seed=[self.seed, k])[place_n]
-            train, valid, test = (part_n == part for part in range(3))
-            folds.append(Fold(name=f"s{k}", train=train, valid=valid, test=test))
+            name, everyone = f"s{k}", np.ones(len(cases), dtype=bool)
+            test = drawn(cases, among=everyone, share=self.test_share, seed=[self.seed, k])
+            share = self.valid_share / (1 - self.test_share)
+            valid = drawn(cases, among=~test, share=share, seed=[self.seed, *name.encode()])
+            folds.append(Fold(name=name, train=~test & ~valid, valid=valid, test=test))
         return folds, check_leaks(folds, cases, allow_leaks=False)

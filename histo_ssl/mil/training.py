@@ -262,6 +262,7 @@ def _trainer(recipe: Recipe, callbacks: list[Callback], *, device: Device) -> Tr
         callbacks=callbacks,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
+        limit_val_batches=1.0 if recipe.patience else 0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from histo_ssl.folders.artifacts import write_bytes
+from histo_ssl.folds.names import some
 from histo_ssl.mil.bags import Bags
 from histo_ssl.mil.base import BagModelFactory
 from histo_ssl.mil.objectives import Objective
@@ -40,6 +41,16 @@ class Rows:
     train: Ints
     valid: Ints
     test: Ints
+
+
+def check_validation(folds: Sequence[Rows], recipe: Recipe) -> None:
+    """Refuse folds without a validation where the epoch is chosen by one."""
+    empty = [fold.name for fold in folds if not len(fold.valid)]
+    if recipe.patience and empty:
+        raise ValueError(
+            f"{len(empty)} of {len(folds)} folds ({some(empty)}) have nobody to choose the epoch by: take a "
+            "larger task.folds.valid_share, or say task.recipe.patience=null, which tests the last epoch"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

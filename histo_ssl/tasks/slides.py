@@ -21,7 +21,7 @@ from histo_ssl.tasks.base import ENCODER, METRICS, Look, TaskResult, Workplace, 
 from histo_ssl.tasks.bootstrap import Asked
 from histo_ssl.tasks.cases import LABEL
 from histo_ssl.tasks.cohort import Cohort, Parts
-from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings
+from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings, check_validation
 from histo_ssl.tasks.fold_scores import FOLD_MEAN, fold_table, pooled_scores
 from histo_ssl.tasks.looks import looks
 from histo_ssl.tasks.scores import Predictions, cautions
@@ -101,7 +101,9 @@ class SlideTask:
     def _parts(self, slides: pd.DataFrame) -> Parts:
         cases = self.cohort.cases(slides)
         _classes(cases.table)
-        return self.cohort.divided(cases)
+        parts = self.cohort.divided(cases)
+        check_validation(parts.folds, self.recipe)
+        return parts
 
     def _result(
         self, runs: Mapping[str, list[FoldRun]], parts: Parts, *, classes: list[str], subject: str

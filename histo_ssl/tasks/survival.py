@@ -19,7 +19,7 @@ from histo_ssl.tasks.base import ENCODER, Look, TaskResult, Workplace, check_pri
 from histo_ssl.tasks.bootstrap import Asked, few_groups
 from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE, Cases
 from histo_ssl.tasks.cohort import Cohort, Parts
-from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings
+from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings, check_validation
 from histo_ssl.tasks.looks import looks_of
 from histo_ssl.tasks.scores import COVERAGE
 from histo_ssl.tasks.survival_scores import (
@@ -140,6 +140,7 @@ class SurvivalTask:
         strata = np.where(died, DIED, CENSORED)
         known = cases.table.assign(**{TIME: months, EVENT: died, LABEL: strata})
         parts = self.cohort.divided(Cases(table=known, notes=cases.notes))
+        check_validation(parts.folds, self.recipe)
         return parts, Times(
             time_N=parts.cases[TIME].to_numpy(dtype=np.float64),
             event_N=parts.cases[EVENT].to_numpy(dtype=bool),

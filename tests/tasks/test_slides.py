@@ -191,3 +191,14 @@ def test_floors_are_scored_and_not_shown(
         folder=tmp_path, accelerator="cpu", precision="32-true", loading=LOADING, max_failed=0.1
     )
     assert configured().evaluate_bags(features, slides, subject="colour", place=place).looks == []
+
+
+def test_folds_without_a_validation_need_a_recipe_that_has_none(
+    configured: Callable[..., SlideTask], slides: pd.DataFrame, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"2 of 2 folds \(k0, k1\) have nobody to choose the epoch by"):
+        configured("task.folds.valid_share=0").check_slides(slides)
+    task = configured("task.folds.valid_share=0", "task.recipe.patience=null")
+    result = _evaluate(task, slides, _write(tmp_path / "h5", slides, share=0.5), tmp_path / "out")
+    assert _scores(result)["clam_sb", FOLD_MEAN] == 1.0
+    assert result.counts["n_train"] == 32

@@ -78,8 +78,7 @@ class Cohort:
         for fold in rows:
             _check_classes(fold, table)
         wanted = self._wanted(rows)
-        said = [*cases.notes, *notes, *_unchosen(wanted)]
-        return Parts(slides=cases.table, cases=table, folds=wanted, notes=said)
+        return Parts(slides=cases.table, cases=table, folds=wanted, notes=[*cases.notes, *notes])
 
     def bags(self, features: Path, parts: Parts) -> Bags:
         """The bags of the cases, from a folder of a file of embeddings per slide."""
@@ -95,12 +94,6 @@ class Cohort:
                 f"{', '.join(names)}"
             )
         return [fold for fold in rows if self.only_folds is None or fold.name in self.only_folds]
-
-
-def _unchosen(folds: Sequence[Rows]) -> list[str]:
-    """Folds that have nobody to choose the epoch by."""
-    names = ", ".join(fold.name for fold in folds if not len(fold.valid))
-    return [f"no patient is left to choose the epoch by in fold {names}: its last is taken"] if names else []
 
 
 def _check_classes(fold: Rows, cases: pd.DataFrame) -> None:

@@ -1,5 +1,6 @@
 """Encoders: a trained backbone with its card, in one file."""
 
+import copy
 import importlib
 import json
 from collections.abc import Mapping
@@ -81,6 +82,26 @@ class Encoder:
     def depths(self) -> dict[str, int]:
         """How deep in the backbone each parameter lies, by its name."""
         return layer_depths(self.backbone)
+
+    def backbone_copy(self, *, drop_path: float | None) -> nn.Module:
+        """The same backbone again, in training mode, whose weights another training may change.
+
+        Args:
+            drop_path: probability that its last residual branch is left out in training, 0-1; None: as it was
+                made.
+
+        Raises:
+            ValueError: the architecture can't drop paths.
+        """
+        if drop_path is None:
+            return copy.deepcopy(self.backbone).train().requires_grad_(True)
+        backbone = _build(
+            {**self.card.architecture, "drop_path": drop_path}, path=Path(f"the {self.card.method} encoder")
+        )
+        weights = self.backbone.state_dict()
+        fit_positions(backbone, weights)
+        backbone.load_state_dict(weights)
+        return backbone.train().requires_grad_(True)
 
     def on(self, device: torch.device) -> "Encoder":
         """The same encoder in evaluation mode on another device."""

@@ -32,7 +32,10 @@ MAY_IMPORT = {
     "training": {"data", "folders", "methods", "parallel", "progress", "signals", "stain"},
     "encode": {"backbones", "folders", "stain"},
     "embed": {"data", "embeddings", "encode", "folders", "progress", "stain"},
-    "tasks": {"data", "embeddings", "encode", "folders", "folds", "mil", "optim", "parallel", "stain"},
+    "tasks": {
+        *("data", "embeddings", "encode", "folders", "folds"),
+        *("mil", "optim", "parallel", "progress", "stain"),
+    },
     "slidemaps": {"folders"},
     "report": {"embeddings", "folders", "slidemaps"},
     "online": {"config", "data", "embed", "embeddings", "encode", "folders", "methods", "tasks"},

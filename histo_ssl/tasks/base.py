@@ -101,6 +101,13 @@ def check_finite(features_ND: NDArray[np.floating]) -> None:
 class TunedTask(Protocol):
     """Labelled tiles x a training of the encoder itself."""
 
+    @property
+    def labels_are_classes(self) -> bool:
+        """Whether labels name classes, as `Task` has it."""
+
+    def split(self, labelled: EmbeddingSet) -> Split:
+        """Who learns and who is tested, of tiles that all have a label."""
+
     def check(self, tiles: EmbeddingSet) -> None:
         """Stop at tiles that `tune` would refuse: before a long training.
 

@@ -1,14 +1,14 @@
 """The task of finetuning: encoders by what becomes of them when they go on learning (`tasks/tuning.py`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
+import torch
 
 from histo_ssl.data.base import TileSource
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.encode import Encoder
+from histo_ssl.stain.base import note
 from histo_ssl.tasks.base import (
     METRICS,
     TaskResult,
@@ -20,12 +20,12 @@ from histo_ssl.tasks.base import (
     without_scores,
 )
 from histo_ssl.tasks.bootstrap import Asked
+from histo_ssl.tasks.school import Answers, School
 from histo_ssl.tasks.scores import Predictions, cautions, scores_of
 from histo_ssl.tasks.splits import Split, split_tiles
 from histo_ssl.tasks.tiles import classes_of, columns_of, confusion_of, why_nothing
-from histo_ssl.tasks.tuning import School, Tuning
+from histo_ssl.tasks.tuning import Tuning
 
-Ints = NDArray[np.int64]
 NAME = "finetune"
 
 
@@ -85,17 +85,19 @@ class FineTuneTask:
         """
         labelled = tiles_of(source).labelled()
         reason = why_nothing(labelled)
-        if not reason and not any(parameter.requires_grad for parameter in encoder.backbone.parameters()):
+        if not reason and not any(True for _ in encoder.backbone.parameters()):
             reason = f"{subject} has no weights that could be tuned"
         if reason:
             return without_scores(reason, primary=self.judged_by)
         split = self.split(labelled)
         classes = classes_of(labelled.label, split)
+        class_N = np.searchsorted(classes, labelled.label).astype(np.int64)
         school = School(
             encoder=encoder,
+            subject=subject,
             source=source,
             tiles=labelled,
-            class_N=np.searchsorted(classes, labelled.label).astype(np.int64),
+            class_N=class_N,
             group_N=split.group,
             n_classes=len(classes),
             tuning=self.tuning,
@@ -103,20 +105,24 @@ class FineTuneTask:
             place=place,
         )
         test = np.flatnonzero(split.test)
-        score_MC, is_read_M, notes = school.taught(np.flatnonzero(split.train), test)
-        read = test[is_read_M]
+        answers, notes = school.taught(np.flatnonzero(split.train), test)
+        if not answers.is_read_M.any():
+            return without_scores("no test tile can be read", primary=self.judged_by)
+        read = test[answers.is_read_M]
         found = Predictions(
-            score_MC=score_MC[is_read_M],
-            truth_M=school.class_N[read],
+            score_MC=torch.from_numpy(answers.logits_MC[answers.is_read_M]).double().softmax(dim=1).numpy(),
+            truth_M=class_N[read],
             group_M=np.unique(split.group[read], return_inverse=True)[1].astype(np.int64),
             classes=classes,
         )
-        return self._result(found, table_of(_rows(labelled, read)), split, notes=notes, subject=subject)
+        scored = replace(split, test=np.isin(np.arange(len(labelled)), read))
+        return self._result(found, labelled, scored, notes=[*notes, *_told(answers)], subject=subject)
 
     def _result(
-        self, found: Predictions, tested: pd.DataFrame, split: Split, *, notes: list[str], subject: str
+        self, found: Predictions, tiles: EmbeddingSet, split: Split, *, notes: list[str], subject: str
     ) -> TaskResult:
         asked = Asked(subject=subject, protocol=NAME, n_bootstrap=self.n_bootstrap, seed=self.seed)
+        tested = table_of(tiles.subset(split.test))
         return TaskResult(
             scores=scores_of(found, asked),
             predictions=tested.assign(subject=subject, protocol=NAME, **columns_of(found)),
@@ -128,8 +134,14 @@ class FineTuneTask:
         )
 
 
-def _rows(tiles: EmbeddingSet, rows: Ints) -> EmbeddingSet:
-    """Some of the tiles, by their places in ascending order."""
-    mask = np.zeros(len(tiles), dtype=bool)
-    mask[rows] = True
-    return tiles.subset(mask)
+def _told(answers: Answers) -> list[str]:
+    """What a reader must know of the tiles that an encoder was taught by and asked."""
+    n_asked, n_lost = len(answers.is_read_M), int((~answers.is_read_M).sum())
+    lost = f"left out {n_lost} of {n_asked} test tiles that could not be read"
+    replaced = f"put others in the places of {answers.n_replaced} training tiles that could not be read"
+    left = note(int((answers.is_left_M & answers.is_read_M).sum()), n_asked - n_lost)
+    return [
+        *([lost] if n_lost else []),
+        *([replaced] if answers.n_replaced else []),
+        *(f"was asked about test tiles, of which {sentence}" for sentence in left),
+    ]

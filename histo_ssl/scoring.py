@@ -28,7 +28,7 @@ from histo_ssl.folders.cells import csv_text
 from histo_ssl.looking import write_looks
 from histo_ssl.stain.base import NOT_RESTAINED, note
 from histo_ssl.tasks.base import ENCODER as ENCODER_SUBJECT
-from histo_ssl.tasks.base import BagTask, TaskResult, TunedTask, Workplace
+from histo_ssl.tasks.base import BagTask, Task, TaskResult, TunedTask, Workplace
 from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import colour_floor
 from histo_ssl.training.fit import precision_for
@@ -102,11 +102,7 @@ def score(plan: Plan, folder: Path) -> Counts:
         return _score_given(plan, folder)
     source = open_source(finished(plan.task_tile_folder, stage="tile"))
     subjects = subjects_of(plan, source)
-    folders = {
-        subject: finished(plan.embedding_folder(encoder.card.fingerprint), stage="embed")
-        for subject, encoder in subjects.items()
-        if needs_embeddings(plan)
-    }
+    folders = _embedded(plan, subjects, source)
     results = _results(plan, subjects, folders, source=source, folder=folder)
     write_json(folder / "results.json", _summary(plan, results))
     _write_thumbnails(plan, results["encoder"], source, folder)
@@ -115,6 +111,16 @@ def score(plan: Plan, folder: Path) -> Counts:
     tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
     write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
     return {"scores": sum(len(result.scores) for result in results.values())}
+
+
+def _embedded(plan: Plan, subjects: Mapping[str, Encoder], source: TileSource) -> dict[str, Path]:
+    """Folders of the embeddings that are scored; none where a task sees the tiles, of a scale that fits."""
+    if needs_embeddings(plan):
+        wanted = {subject: encoder.card.fingerprint for subject, encoder in subjects.items()}
+        return {who: finished(plan.embedding_folder(mark), stage="embed") for who, mark in wanted.items()}
+    for encoder in subjects.values():
+        encoder.check_scale(source.mpp, any_mpp=plan.cfg.embedding.any_mpp)
+    return {}
 
 
 def _results(
@@ -130,13 +136,10 @@ def _results(
     place = _workplace(plan, folder)
     results: dict[str, TaskResult] = {}
     for subject, encoder in subjects.items():
-        if isinstance(task, BagTask):
-            result = task.evaluate_bags(folders[subject], _slides(source), subject=subject, place=place)
-        elif isinstance(task, TunedTask):
-            result = task.tune(encoder, source, subject=subject, place=place)
-        else:
-            embeddings = load_embeddings(folders[subject], source)
-            result = task.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
+        features = folders.get(subject)
+        result = _result(
+            task, encoder, source, features=features, shared=shared, subject=subject, place=place
+        )
         result.notes += flattery(encoder.card.chosen_on, result.predictions)
         if isinstance(task, BagTask) and subject == ENCODER_SUBJECT:
             result.notes += _seen(plan, result)
@@ -146,6 +149,26 @@ def _results(
             result.notes += note(n_left, len(source))
         results[subject] = result
     return results
+
+
+def _result(
+    task: Task | BagTask | TunedTask,
+    encoder: Encoder,
+    source: TileSource,
+    *,
+    features: Path | None,
+    shared: NDArray[np.int64],
+    subject: str,
+    place: Workplace,
+) -> TaskResult:
+    """What a task of any kind finds out about a subject: by its encoder, or by its folder of embeddings."""
+    if isinstance(task, TunedTask):
+        return task.tune(encoder, source, subject=subject, place=place)
+    assert features is not None
+    if isinstance(task, BagTask):
+        return task.evaluate_bags(features, _slides(source), subject=subject, place=place)
+    embeddings = load_embeddings(features, source)
+    return task.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
 
 
 def _score_given(plan: Plan, folder: Path) -> Counts:
@@ -240,6 +263,8 @@ def _lost(n_lost: int, n_tiles: int) -> list[str]:
 def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
     """Content of results.json; what all subjects share is taken from the encoder's."""
     shared = results["encoder"]
+    # such as a floor without weights, beside an encoder that was finetuned
+    unscored = [note for one in results.values() if shared.scores and not one.scores for note in one.notes]
     no_data = plan.is_given or (plan.is_frozen and plan.task_tile_folder != plan.tile_folder)
     relative = {
         "encoder_folder": plan.pretrain_folder.relative_to(plan.runs_dir).as_posix(),
@@ -253,7 +278,7 @@ def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
         "primary": list(shared.primary),
         "classes": shared.classes,
         "counts": shared.counts,
-        "notes": shared.notes,
+        "notes": [*shared.notes, *unscored],
         "thumbnail_px": shared.thumbnail_px,
         "scores": [_defined(asdict(score)) for result in results.values() for score in result.scores],
         "confusion": {subject: result.confusion for subject, result in results.items()},

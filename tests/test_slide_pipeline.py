@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from histo_ssl.embeddings import read_embeddings
 
@@ -25,6 +26,10 @@ SYNTHETIC = [
 BAGS = [
     *("task.folds.n_folds=2", "task.recipe.epochs=2", "task.n_maps=2", "task.protocol.n_bootstrap=20"),
     *("task.recipe.batch_bags=4", "task.recipe.patience=null"),  # four patients leave none to choose by
+]
+TUNING = [
+    *("task.protocol.tuning.epochs=1", "task.protocol.tuning.lrs=[1e-3]", "task.protocol.n_bootstrap=20"),
+    "online=none",
 ]
 
 pytestmark = pytest.mark.slow
@@ -135,16 +140,43 @@ def test_features_of_another_program_are_scored_as_they_are(run: Run, warm: Any)
 
 
 def test_an_encoder_can_learn_on_and_colours_can_not(run: Run) -> None:
-    tuning = [
-        "task.protocol.tuning.epochs=1",
-        "task.protocol.tuning.lrs=[1e-3]",
-        "task.protocol.n_bootstrap=20",
-    ]
-    done = run("task=finetune", "online=none", *tuning)
+    done = run("task=finetune", *TUNING)
     assert done.returncode == 0, done.stderr
     (result,) = _results(done.cwd, "finetune")
     assert {score["subject"] for score in result["scores"]} == {"encoder", "random"}
+    assert "colour has no weights that could be tuned: nothing to score" in result["notes"]
     assert "since the task trains encoders on the tiles themselves" in done.stdout + done.stderr
+    assert "finetune" in (done.cwd / "runs" / "report" / "report.md").read_text()
+    again = run("task=finetune", *TUNING)  # all is done already
+    assert again.returncode == 0, again.stderr
+    assert len(_results(done.cwd, "finetune")) == 1
+
+
+def test_a_public_set_of_tiles_is_finetuned_on_by_its_own_split(run: Run, tmp_path: Path) -> None:
+    classes = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
+    for folder, n in (("NCT-CRC-HE-100K", 4), ("CRC-VAL-HE-7K", 2)):
+        for number, name in enumerate(classes):
+            for i in range(n):
+                noise = np.random.default_rng([number, i, n]).integers(0, 20, (32, 32, 3))
+                path = tmp_path / folder / name / f"{name}-{i}.tif"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((25 * number + noise).astype(np.uint8)).save(path)
+    done = run("task=crc100k", f"task.root={tmp_path}", "task/protocol=finetune", *TUNING)
+    assert done.returncode == 0, done.stderr
+    (result,) = _results(done.cwd, "crc100k")
+    assert result["classes"] == ["ADI", "BACK", "DEB", "LYM", "MUC", "NORM", "STR", "TUM"]
+    assert (result["counts"]["n_train"], result["counts"]["n_test"]) == (36, 18)
+    assert result["primary"] == ["finetune", "auc"]
+    predictions = pd.read_csv(result["folder"] / "predictions.csv").query("subject == 'encoder'")
+    scores = predictions[[f"score_{name}" for name in result["classes"]]]
+    np.testing.assert_allclose(scores.sum(axis=1), 1.0, atol=1e-6)
+    guessed = (predictions["predicted"] == predictions["label"]).mean()
+    (accuracy,) = (
+        score["value"]
+        for score in result["scores"]
+        if (score["subject"], score["metric"], score["label"]) == ("encoder", "accuracy", "")
+    )
+    assert accuracy == guessed
 
 
 @pytest.mark.parametrize(

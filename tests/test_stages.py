@@ -249,3 +249,34 @@ def test_tiles_that_the_encoder_could_not_embed_are_refused_before_the_training(
     assert not plan.pretrain_folder.exists()
     if "mpp" in overrides[0]:
         stages.run(planned(*DINO, *VIT, "+tiling@task.tiling=native", *overrides, "embedding.any_mpp=true"))
+
+
+def test_tiles_of_another_scale_are_not_finetuned_on_unless_that_is_asked_for(
+    planned: Callable[..., Plan],
+) -> None:
+    trained = planned(*DINO, *VIT, "stages=[tile,pretrain]")
+    stages.run(trained)
+    given = ["method=checkpoint", f"method.path={trained.pretrain_folder / ENCODER}", *VIT]
+    tuned = ["task=finetune", "task.protocol.tuning.epochs=1", "task.protocol.tuning.lrs=[1e-3]"]
+    other = ["+tiling@task.tiling=native", "task.tiling.mpp=1.0"]
+    with pytest.raises(ValueError, match=r"trained at 0\.5 um/px, these tiles have 1: .*any_mpp=true"):
+        stages.run(planned(*given, *tuned, *other))
+    plan = planned(*given, *tuned, *other, "embedding.any_mpp=true")
+    stages.run(plan)
+    results = read_json(plan.result_folder / "results.json")
+    assert {score["subject"] for score in results["scores"]} == {"encoder", "random"}
+    assert not list((plan.runs_dir / "embeddings").glob("*"))
+
+
+def test_random_weights_are_finetuned_to_exactly_what_their_floor_is(planned: Callable[..., Plan]) -> None:
+    tuned = ["task=finetune", "task.protocol.tuning.epochs=1", "task.protocol.tuning.lrs=[1e-3]"]
+    plan = planned("method=random", *VIT, "seed=2", *tuned)
+    stages.run(plan)
+    predictions = pd.read_csv(plan.result_folder / "predictions.csv")
+    encoder, random = (
+        predictions[predictions["subject"] == who].drop(columns="subject").reset_index(drop=True)
+        for who in ("encoder", "random")
+    )
+    pd.testing.assert_frame_equal(encoder, random, check_exact=True)
+    notes = read_json(plan.result_folder / "results.json")["notes"]
+    assert "colour has no weights that could be tuned: nothing to score" in notes

@@ -1,54 +1,32 @@
 """Models of bags on bags of real tiles: who finds few tumour tiles among many (PatchCamelyon).
 
-    python benchmarks/pcam_bags.py --pcam FOLDER [--encoder encoder.safetensors | --taught 3]
+    python benchmarks/pcam_bags.py --pcam FOLDER [--encoder encoder.safetensors]
 
 FOLDER holds labels.csv (path, label, split) and the tiles. A bag is positive if any of its tiles is tumour:
 then a share of them is. Bags of train, validation and test are drawn from tiles of the same split. Without an
-encoder, tiles are embedded by statistics of their colours; `--taught` embeds them by a ResNet-18 that learns
-the labels of the train tiles for so many epochs. Prints test AUC, mean and SD over seeds.
+encoder, tiles are embedded by statistics of their colours. Prints test AUC, mean and SD over seeds.
 """
 
 import argparse
 import statistics
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
 from histo_ssl.cli import conf_dir
-from histo_ssl.config.plan import Plan
-from histo_ssl.data.loading import Loading
-from histo_ssl.data.sources import open_source
-from histo_ssl.encode import Card, Encoder, load_encoder
+from histo_ssl.encode import Encoder, load_encoder
 from histo_ssl.mil.objectives import Classes
 from histo_ssl.mil.training import Device, Recipe, fit
-from histo_ssl.tasks.base import Workplace
-from histo_ssl.tasks.finetune import tiles_of
 from histo_ssl.tasks.floors import ColorStatistics
-from histo_ssl.tasks.tuning import School, Tuning
 
 SPLITS = {"train": 300, "valid": 100, "test": 300}  # bags of each
 MODELS = ("mean", "max", "abmil", "clam_sb")
-CARD = Card(
-    architecture={},
-    dim=512,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    tile_px=96,
-    mpp=None,
-    method="taught",
-    fingerprint="",
-)
-TUNING = {"layer_decay": 1.0, "weight_decay": 0.05, "label_smoothing": 0.0, "warmup": 0.05}
-TUNING |= {"batch_size": 64, "n_folds": 2}
 
 
 class DrawnBags:
@@ -73,15 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pcam", type=Path, required=True)
     parser.add_argument("--encoder", type=Path)
-    parser.add_argument("--taught", type=int, default=0, help="epochs of a ResNet-18 on the train tiles")
     parser.add_argument("--tiles", type=int, default=100, help="tiles of a bag")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2])
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     table = pd.read_csv(asked.pcam / "labels.csv", dtype=str)
     trained = load_encoder(asked.encoder) if asked.encoder else None
-    if asked.taught:
-        trained = taught(asked.pcam, epochs=asked.taught)
     features = embedded(asked.pcam, table, trained)
     print(f"| model |{''.join(f' {share:.0%} tumour tiles |' for share in asked.shares)}")
     print(f"|---|{'--:|' * len(asked.shares)}")
@@ -92,45 +67,6 @@ def main() -> None:
         ]
         shown = "".join(f" {statistics.fmean(c):.3f} ± {statistics.stdev(c):.3f} |" for c in cells)
         print(f"| {model} |{shown}", flush=True)
-
-
-def taught(folder: Path, *, epochs: int) -> Encoder:
-    """A ResNet-18 from random weights that has learned the classes of the train tiles."""
-    plan = Plan(
-        cfg=composed("task=pcam", f"task.root={folder}", "backbone=resnet18", "method=random"), choices={}
-    )
-    with tempfile.TemporaryDirectory() as home:
-        tiling = instantiate(plan.group("task.tiling"))
-        at = {"folder": Path(home), "home": Path(home), "n_processes": 0, "slide_timeout_s": 60}
-        instantiate(plan.group("task.data")).tile(tiling, **at)
-        source = open_source(Path(home))
-        known = tiles_of(source)
-        torch.manual_seed(0)
-        school = School(
-            encoder=Encoder(instantiate(plan.group("backbone"))().eval(), CARD),
-            source=source,
-            tiles=known,
-            class_N=(known.label == "tumor").astype(np.int64),
-            group_N=np.arange(len(known)),
-            n_classes=2,
-            tuning=Tuning(lrs=[1e-3], epochs=epochs, **TUNING),
-            seed=0,
-            place=Workplace(
-                folder=Path(home),
-                accelerator="cpu",
-                precision="bf16-mixed",
-                loading=Loading(n_workers=0, start_method="fork", timeout_s=60),
-                max_failed=0.0,
-            ),
-        )
-        model = school.trained(np.flatnonzero(known.split == "train"), 1e-3)
-    return Encoder(model.backbone.eval(), CARD)
-
-
-def composed(*overrides: str) -> Any:
-    """The configuration of a run."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
 
 
 @torch.inference_mode()

@@ -53,7 +53,10 @@ def test_the_configuration_of_a_run_is_printed_without_starting_it(tmp_path: Pat
             "error: backbone=vit_q: no such choice; did you mean vit_",
         ),
         (["method=dino", "bakbone=vit_t"], "error: bakbone: no such"),
-        (["backbone=vit_t"], "error: method=... is missing; choose one of byol, checkpoint, dino, features, imagenet"),
+        (
+            ["backbone=vit_t"],
+            "error: method=... is missing; choose one of byol, checkpoint, dino, features, imagenet",
+        ),
         (
             ["method=dino", "backbone=vit_t", "stages=[tyle]"],
             "error: stages=['tyle']: no such stage; the stages are tile",

@@ -30,7 +30,7 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from histo_ssl import signals
 from histo_ssl.config.targets import check_configuration
@@ -236,8 +236,11 @@ def _explain_key(error: BaseException, cause: OmegaConfBaseException) -> str:
 
 
 def _explain_group(error: BaseException) -> str:
-    """Mistakes in the name of a group, and whatever else Hydra says on its first line."""
+    """Mistakes in the name of a group or no choice of it, and whatever else Hydra says on its first line."""
     name = _quoted(error)
+    if isinstance(error, InterpolationKeyError) and _choices(name.replace(".", "/")):
+        group = name.replace(".", "/")  # nothing was chosen of it, so that it is not there
+        return f"{group}=[]: one or more are expected; choose among {', '.join(_choices(group))}"
     if "No match in the defaults list" in str(error):
         return f"{name}: no such group; {_valid(name, _groups(), of='the configuration')}"
     return _first_line(error)

@@ -78,6 +78,14 @@ def test_the_configuration_of_a_run_is_printed_without_starting_it(tmp_path: Pat
             "error: backbone=vit_t,resnet18: vit_t,resnet18 can't be read as a value; if it is one text, ",
         ),
         (["method=dino", "backbone"], "error: backbone: key=value is expected"),
+        (
+            ["method=dino", "backbone=vit_t", "task=labelled", "task/protocols=[]"],
+            "error: task/protocols=[]: one or more are expected; choose among fewshot, knn, least_squares, ",
+        ),
+        (
+            ["method=dino", "backbone=vit_t", "task=slides", "task/models=[]"],
+            "error: task/models=[]: one or more are expected; choose among abmil, clam_mb, ",
+        ),
     ],
 )
 def test_a_typo_gets_one_sentence_with_the_valid_choices(

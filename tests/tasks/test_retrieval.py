@@ -1,18 +1,26 @@
 """What a test tile finds in train, against loops over the definitions, and chance by shuffling."""
 
+from collections import Counter
+from itertools import permutations
+
 import numpy as np
 import pytest
 
 from histo_ssl.tasks.bootstrap import Asked
-from histo_ssl.tasks.retrieval import NearestTiles
+from histo_ssl.tasks.retrieval import NearestTiles, votes_by_chance
 from histo_ssl.tasks.scores import mean_scores
 from histo_ssl.tasks.tiles import Exam, Lesson
 
 KS = (1, 3, 5, 20)
 
 
-def retrieval(ks: tuple[int, ...] = KS, metric: str = "euclidean") -> NearestTiles:
-    return NearestTiles(ks=ks, metric=metric, chunk_rows=7)  # type: ignore[arg-type]
+VOTE_KS = (1, 4, 5)
+
+
+def retrieval(
+    ks: tuple[int, ...] = KS, metric: str = "euclidean", vote_ks: tuple[int, ...] = VOTE_KS
+) -> NearestTiles:
+    return NearestTiles(ks=ks, vote_ks=vote_ks, metric=metric, chunk_rows=7)  # type: ignore[arg-type]
 
 
 def data(n_train: int, n_test: int, *, skill: float, seed: int = 0) -> tuple[Lesson, Exam]:
@@ -37,12 +45,37 @@ def test_values_equal_a_loop_over_the_definitions(metric: str) -> None:
         far = np.linalg.norm(train - query, axis=1)
         if metric == "cosine":
             far = -(train @ query) / np.linalg.norm(train, axis=1)
-        right = (lesson.class_N == exam.class_M[m])[np.argsort(far)]
+        found_N = lesson.class_N[np.argsort(far)]
+        right = found_N == exam.class_M[m]
         assert found.nearest_M[m] == lesson.class_N[np.argmin(far)]
         for k in KS:
             assert found.values[f"acc_at_{k}"][m] == float(any(right[:k]))
             precisions = [sum(right[:i]) / i for i in range(1, k + 1) if right[i - 1]]
             assert found.values[f"map_at_{k}"][m] == pytest.approx(sum(precisions) / min(k, sum(right)))
+        for k in VOTE_KS:
+            assert found.values[f"mvacc_at_{k}"][m] == float(voted(found_N[:k].tolist()) == exam.class_M[m])
+
+
+def voted(found: list[int]) -> int:
+    """Of the classes with most votes the one that was found first: a Counter keeps that order."""
+    return Counter(found).most_common(1)[0][0]
+
+
+@pytest.mark.parametrize("k", range(1, 8))
+def test_chance_of_a_vote_is_that_of_all_orders_counted_one_by_one(k: int) -> None:
+    classes = [0, 0, 0, 1, 1, 2, 3]
+    winners = Counter(voted(list(order[:k])) for order in permutations(classes))
+    expected = [winners[c] / 5040 for c in range(4)]
+    assert votes_by_chance(k, np.array([3, 2, 1, 1])) == pytest.approx(expected)
+
+
+def test_chance_of_a_vote_among_many_tiles_is_that_of_draws_with_replacement() -> None:
+    # of two classes, shares .6 and .4: 3, 4 or 5 of 5 by the binomial distribution
+    expected = 10 * 0.6**3 * 0.4**2 + 5 * 0.6**4 * 0.4 + 0.6**5
+    assert votes_by_chance(5, np.array([600_000, 400_000])) == pytest.approx(
+        [expected, 1 - expected], abs=1e-5
+    )
+    assert votes_by_chance(50, np.full(9, 11_000)) == pytest.approx([1 / 9] * 9)
 
 
 def test_chance_is_what_a_shuffled_order_reaches() -> None:
@@ -60,18 +93,24 @@ def test_chance_is_what_a_shuffled_order_reaches() -> None:
 
 def test_separable_tiles_find_their_own_class_alone() -> None:
     lesson, exam = data(200, 30, skill=50.0)
-    found = retrieval((1, 5)).retrieve(lesson, exam)
+    asked = retrieval((1, 5), vote_ks=(5,))
+    found = asked.retrieve(lesson, exam)
     assert {name: values.tolist() for name, values in found.values.items()} == {
-        name: [1.0] * 30 for name in ("acc_at_1", "map_at_1", "acc_at_5", "map_at_5")
+        name: [1.0] * 30 for name in ("acc_at_1", "map_at_1", "acc_at_5", "map_at_5", "mvacc_at_5")
     }
+    assert asked.metrics == tuple(found.values) == tuple(found.chances)
 
 
 def test_more_neighbours_than_training_tiles_are_refused() -> None:
     lesson, exam = data(10, 3, skill=0.0)
     with pytest.raises(ValueError, match="k=20, but train has 10 tiles"):
         retrieval().retrieve(lesson, exam)
-    with pytest.raises(ValueError, match="whole numbers from 1 on"):
-        retrieval((0,))
+    with pytest.raises(ValueError, match="k=20, but train has 10 tiles"):
+        retrieval((1,), vote_ks=(20,)).retrieve(lesson, exam)
+    for ks, vote_ks in [((0,), (5,)), ((), (5,)), ((1,), (0,))]:
+        with pytest.raises(ValueError, match="whole numbers from 1 on"):
+            retrieval(ks, vote_ks=vote_ks)
+    assert retrieval((1,), vote_ks=()).metrics == ("acc_at_1", "map_at_1")
 
 
 def test_means_over_tiles_have_the_interval_of_drawn_patients() -> None:

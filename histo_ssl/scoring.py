@@ -168,7 +168,8 @@ def _result(
     if isinstance(task, BagTask):
         return task.evaluate_bags(features, _slides(source), subject=subject, place=place)
     embeddings = load_embeddings(features, source)
-    return task.evaluate(embeddings.subset(np.isin(embeddings.row, shared)), subject=subject)
+    seen_by_all = embeddings.subset(np.isin(embeddings.row, shared))
+    return task.evaluate(seen_by_all, subject=subject, accelerator=place.accelerator)
 
 
 def _score_given(plan: Plan, folder: Path) -> Counts:

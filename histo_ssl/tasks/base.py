@@ -156,8 +156,14 @@ class Task(Protocol):
             ValueError: says why they can't be scored.
         """
 
-    def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
-        """Scores of `embeddings`, which belong to `subject` ("encoder", "colour" or "random")."""
+    def evaluate(self, embeddings: EmbeddingSet, *, subject: str, accelerator: str = "auto") -> TaskResult:
+        """Scores of `embeddings`, which belong to `subject` ("encoder", "colour" or "random").
+
+        Args:
+            embeddings: of the task's tiles.
+            subject: whose they are.
+            accelerator: what may be computed on, as Lightning's Trainer takes it.
+        """
 
 
 def table_of(tiles: EmbeddingSet) -> pd.DataFrame:

@@ -17,17 +17,16 @@ from histo_ssl.tasks.tiles import Lesson
 
 @dataclass(frozen=True, kw_only=True)
 class Knn(KnnProtocol):
-    """The vote of neighbours, on the GPU where there is one."""
+    """The vote of neighbours, on the GPU where there is one that may be used."""
 
     chunk_rows: int  # test tiles compared at a time with all of train; changes memory, not the result
 
     def classify(self, lesson: Lesson, test_MD: NDArray[np.float32]) -> tuple[NDArray[np.float64], list[str]]:
         """Each class's share (M, C) of the vote; a note where all training tiles vote for want of more."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         votes_MC = knn_scores(
-            torch.from_numpy(lesson.features_ND).to(device),
-            torch.from_numpy(lesson.class_N).to(device),
-            torch.from_numpy(test_MD).to(device),
+            torch.from_numpy(lesson.features_ND).to(lesson.device),
+            torch.from_numpy(lesson.class_N).to(lesson.device),
+            torch.from_numpy(test_MD).to(lesson.device),
             n_classes=lesson.n_classes,
             protocol=self,
             chunk_rows=self.chunk_rows,

@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 Batch = tuple[Tensor, Tensor]
 
+LOWER = "give it lower ones by task.protocols.linear.lrs=[...]"
+
 
 class Heads(LightningModule):
     """One linear layer per learning rate, all trained on the same batches."""
@@ -93,7 +95,11 @@ class LinearProbe:
             )
 
     def classify(self, lesson: Lesson, test_MD: NDArray[np.float32]) -> tuple[Floats, list[str]]:
-        """Probabilities (M, C), and a note where the rate could not be chosen."""
+        """Probabilities (M, C), and a note where the rate could not be chosen, or others may do better.
+
+        Raises:
+            ValueError: no rate leads to a finite loss.
+        """
         mean_D = lesson.features_ND.mean(axis=0, dtype=np.float64)
         sd_D = lesson.features_ND.std(axis=0, dtype=np.float64)
         sd_D = np.where(sd_D > 0, sd_D, 1.0)
@@ -102,7 +108,9 @@ class LinearProbe:
         )
         class_N = torch.from_numpy(lesson.class_N)
         lr, notes = self._lr(lesson, x_ND, class_N)
-        logits_MC = self._trained(x_ND, class_N, lesson.n_classes, [lr])(x_MD)[0]
+        logits_MC = self._trained(x_ND, class_N, lesson, lrs=[lr])(x_MD)[0]
+        if not logits_MC.isfinite().all():
+            raise ValueError(f"linear: a training with lr={lr:g} diverged; {LOWER}")
         return logits_MC.double().softmax(dim=1).numpy(), notes
 
     def _lr(self, lesson: Lesson, x_ND: Tensor, class_N: Tensor) -> tuple[float, list[str]]:
@@ -115,12 +123,16 @@ class LinearProbe:
             return middle, [why]
         folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=self.seed)
         learn, aside = next(iter(folds.split(x_ND, lesson.class_N, lesson.group_N)))
-        heads = self._trained(x_ND[learn], class_N[learn], lesson.n_classes, self.lrs)
+        heads = self._trained(x_ND[learn], class_N[learn], lesson, lrs=self.lrs)
         losses = [F.cross_entropy(logits, class_N[aside]).item() for logits in heads(x_ND[aside])]
-        return self.lrs[int(np.nanargmin(losses))], []
+        if not np.isfinite(losses).any():
+            tried = ", ".join(f"{lr:g}" for lr in self.lrs)
+            raise ValueError(f"linear: the trainings with lrs={tried} all diverged; {LOWER}")
+        lr = self.lrs[int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))]
+        return lr, _at_the_edge(lr, self.lrs)
 
     def _trained(
-        self, x_ND: Tensor, class_N: Tensor, n_classes: int, lrs: Sequence[float]
+        self, x_ND: Tensor, class_N: Tensor, lesson: Lesson, *, lrs: Sequence[float]
     ) -> Callable[[Tensor], Tensor]:
         """Heads as a function from standardised embeddings to logits (L, B, C)."""
         batch_size = min(self.batch_size, len(x_ND))
@@ -128,22 +140,36 @@ class LinearProbe:
             torch.manual_seed(self.seed)
             heads = Heads(
                 dim=x_ND.shape[1],
-                n_classes=n_classes,
+                n_classes=lesson.n_classes,
                 lrs=lrs,
                 optimizer=self.optimizer,
                 n_steps=self.epochs * (len(x_ND) // batch_size),
             )
             batches = DataLoader(TensorDataset(x_ND, class_N), batch_size, shuffle=True, drop_last=True)
-            _quiet_trainer(self.epochs).fit(heads, batches)
+            _quiet_trainer(self.epochs, accelerator=lesson.accelerator).fit(heads, batches)
         return torch.inference_mode()(heads.cpu().eval())
 
 
-def _quiet_trainer(epochs: int) -> Trainer:
+def _at_the_edge(lr: float, lrs: Sequence[float]) -> list[str]:
+    """A note where the best of several rates has none beyond it.
+
+    >>> _at_the_edge(0.3, [0.1, 0.3]), _at_the_edge(0.1, [0.01, 0.1, 1.0])
+    (['did best with the highest of its learning rates, 0.3: higher ones may do better; add some to lrs'], [])
+    """
+    if min(lrs) < lr < max(lrs) or min(lrs) == max(lrs):
+        return []
+    end, beyond = ("highest", "higher") if lr == max(lrs) else ("lowest", "lower")
+    return [
+        f"did best with the {end} of its learning rates, {lr:g}: {beyond} ones may do better; add some to lrs"
+    ]
+
+
+def _quiet_trainer(epochs: int, *, accelerator: str) -> Trainer:
     """A Trainer on one device that writes and says nothing."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return Trainer(
-        accelerator="auto",
+        accelerator=accelerator,
         devices=1,
         max_epochs=epochs,
         logger=False,

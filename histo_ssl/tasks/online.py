@@ -190,15 +190,16 @@ class OnlineScores(Callback):
         asked = z_ND[: tiles.n_asked]
         measured = {f"online_{name}": float(measure(asked)) for name, measure in self.around.measures.items()}
         aligned = {"online_alignment": float(alignment(*views))} if views and len(views[0]) else {}
-        return self._neighbours(z_ND.numpy(), tiles) | measured | aligned
+        return self._neighbours(z_ND.numpy(), tiles, accelerator=device.type) | measured | aligned
 
-    def _neighbours(self, z_ND: NDArray[np.float32], tiles: ChosenTiles) -> Scores:
+    def _neighbours(self, z_ND: NDArray[np.float32], tiles: ChosenTiles, *, accelerator: str) -> Scores:
         n, truth = tiles.n_asked, tiles.class_of
         lesson = Lesson(
             features_ND=z_ND[n:],
             class_N=truth[n:],
             group_N=tiles.group[n:],
             n_classes=tiles.n_classes,
+            accelerator=accelerator,
         )
         score_MC, _ = self.spec.protocol.classify(lesson, z_ND[:n])
         equal_1M = np.ones((1, n))

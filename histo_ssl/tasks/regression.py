@@ -86,7 +86,13 @@ class RegressionTask:
         self.n_bootstrap = n_bootstrap
         self.seed = seed
 
-    def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
+    def evaluate(
+        self,
+        embeddings: EmbeddingSet,
+        *,
+        subject: str,
+        accelerator: str = "auto",  # noqa: ARG002 (its protocols compute on the CPU)
+    ) -> TaskResult:
         """Scores with intervals and predictions of every protocol.
 
         Data without a label, with too few of them or with one number alone give a result without scores, and

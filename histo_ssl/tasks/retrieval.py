@@ -68,10 +68,9 @@ class NearestTiles:
             raise ValueError(
                 f"retrieval: k={most}, but train has {n_train} tiles; take k of at most {n_train}"
             )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         index_MK = nearest_tiles(
-            torch.from_numpy(lesson.features_ND).to(device),
-            torch.from_numpy(exam.features_MD).to(device),
+            torch.from_numpy(lesson.features_ND).to(lesson.device),
+            torch.from_numpy(exam.features_MD).to(lesson.device),
             k=most,
             metric=self.metric,
             chunk_rows=self.chunk_rows,

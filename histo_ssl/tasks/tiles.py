@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from histo_ssl.embeddings import EmbeddingSet
@@ -37,6 +38,13 @@ class Lesson:
     class_N: NDArray[np.int64]  # 0 to C - 1, every one of which is there
     group_N: NDArray[np.int64]  # whose tile it is; equal numbers are the same patient (or slide)
     n_classes: int  # C, 2 or more
+    accelerator: str = "auto"  # as Lightning's Trainer takes it; what may be learned on
+
+    @property
+    def device(self) -> torch.device:
+        """Where a protocol computes that needs no Trainer."""
+        on_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        return torch.device("cuda" if on_gpu else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +109,7 @@ class TileTask:
         self.n_bootstrap = n_bootstrap
         self.seed = seed
 
-    def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
+    def evaluate(self, embeddings: EmbeddingSet, *, subject: str, accelerator: str = "auto") -> TaskResult:
         """Scores with intervals, predictions and confusion matrices under every protocol.
 
         Data without a label, or of one class alone, give a result without scores, and a note that says so.
@@ -117,6 +125,7 @@ class TileTask:
         split = self.split(labelled)
         classes = classes_of(labelled.label, split)
         lesson, exam = _lesson_and_exam(labelled, split, classes)
+        lesson = replace(lesson, accelerator=accelerator)
         tiles = table_of(labelled.subset(split.test)).assign(subject=subject)
         found = {
             name: self._outcome(name, protocol, lesson=lesson, exam=exam, classes=classes, subject=subject)

@@ -46,7 +46,13 @@ class UmapTask:
     def check(self, tiles: EmbeddingSet) -> None:
         """Nothing to stop at: a map can be made of any tiles."""
 
-    def evaluate(self, embeddings: EmbeddingSet, *, subject: str) -> TaskResult:
+    def evaluate(
+        self,
+        embeddings: EmbeddingSet,
+        *,
+        subject: str,
+        accelerator: str = "auto",  # noqa: ARG002 (UMAP computes on the CPU)
+    ) -> TaskResult:
         """Places of the tiles (or of `max_tiles` of them, the same for all), and how far to trust them.
 
         `predictions` has the columns `map_x` and `map_y`, no unit. Tiles without a label are on the map, too.

@@ -1,13 +1,17 @@
 """The linear probe ends where logistic regression does, and leaves no trace."""
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from histo_ssl.tasks import linear
 from histo_ssl.tasks.linear import LinearProbe
 from histo_ssl.tasks.tiles import Lesson
 
@@ -51,8 +55,8 @@ def test_the_rate_is_chosen_that_learns() -> None:
 def test_heads_that_train_together_are_those_that_train_alone() -> None:
     learn = lesson(120)
     x, y = torch.from_numpy((learn.features_ND - 100) / 5), torch.from_numpy(learn.class_N)
-    pair = probe(epochs=3)._trained(x, y, 3, [0.1, 0.01])(x)
-    first = probe(epochs=3)._trained(x, y, 3, [0.1])(x)
+    pair = probe(epochs=3)._trained(x, y, learn, lrs=[0.1, 0.01])(x)
+    first = probe(epochs=3)._trained(x, y, learn, lrs=[0.1])(x)
     assert pair.shape == (2, 120, 3)
     # the second head's weights are drawn between the first's and the batches, which therefore differ a little
     np.testing.assert_allclose(pair[0].softmax(1), first[0].softmax(1), atol=0.05)
@@ -88,6 +92,46 @@ def test_a_constant_feature_and_one_patient_of_a_class_are_no_hindrance_but_told
     found, notes = probe(lrs=[0.01, 0.1, 1.0], epochs=2).classify(alone, learn.features_ND)
     assert np.isfinite(found).all()
     assert notes == ["has a class of one patient (or slide) in train: its rate is 0.1, unchosen"]
+
+
+@pytest.mark.parametrize(
+    ("lrs", "note"),
+    [
+        ([0.001, 0.01], "did best with the highest of its learning rates, 0.01: higher ones may do better"),
+        ([0.1, 1e4], "did best with the lowest of its learning rates, 0.1: lower ones may do better"),
+        ([1e-6, 0.1, 1e4], ""),
+        ([0.1, 0.1], ""),
+    ],
+)
+def test_a_rate_at_the_end_of_those_to_choose_from_is_told(lrs: list[float], note: str) -> None:
+    _, notes = probe(lrs=lrs, epochs=5).classify(lesson(120), lesson(9).features_ND)
+    assert [text.split(";")[0] for text in notes] == ([note] if note else [])
+
+
+def test_rates_that_all_diverge_are_refused_and_one_that_does_not_is_taken() -> None:
+    learn, test = lesson(120), lesson(9).features_ND
+    decayed = partial(torch.optim.SGD, weight_decay=0.1)  # lr 1000: each step multiplies weights by 1 - 100
+    with pytest.raises(ValueError, match=r"trainings with lrs=1000, 3000 all diverged; give it lower"):
+        probe(lrs=[1e3, 3e3], optimizer=decayed).classify(learn, test)
+    with pytest.raises(ValueError, match=r"training with lr=1000 diverged; give it lower"):
+        probe(lrs=[1e3], optimizer=decayed).classify(learn, test)
+    found, notes = probe(lrs=[0.1, 1e3, 3e3], optimizer=decayed).classify(learn, test)
+    np.testing.assert_array_equal(found, probe(lrs=[0.1], optimizer=decayed).classify(learn, test)[0])
+    assert len(notes) == 1
+
+
+def test_it_trains_on_what_the_lesson_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def trainer(**settings: Any) -> Trainer:
+        asked.append(settings["accelerator"])
+        return Trainer(**{**settings, "accelerator": "cpu"})
+
+    monkeypatch.setattr(linear, "Trainer", trainer)
+    for accelerator in ("cpu", "gpu"):
+        allowed = replace(lesson(60), accelerator=accelerator)
+        probe(epochs=1, lrs=[0.1, 1.0]).classify(allowed, allowed.features_ND)
+    assert asked == ["cpu", "cpu", "gpu", "gpu"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra.utils import instantiate
 
 from histo_ssl.cli import conf_dir
@@ -58,6 +59,17 @@ def test_random_embeddings_score_chance(task: TileTask, tiles: Tiles) -> None:
 def test_the_last_protocol_stands_for_the_task_where_nothing_else_is_said(task: TileTask) -> None:
     metric = "acc_at_1" if "retrieval" in task.protocols else "auc"
     assert task.primary == (list(task.protocols)[-1], metric)
+
+
+def test_a_gpu_that_may_not_be_used_is_not(
+    task: TileTask, tiles: Tiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("to use a GPU fails only where there is none")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = _data(tiles, n_patients=6, tiles_each=12, distance=25)
+    result = task.evaluate(data, subject="encoder", accelerator="cpu")
+    assert {score.value for score in result.scores} == {1.0}
 
 
 @pytest.mark.parametrize("row", [0, -1])

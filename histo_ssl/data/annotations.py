@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from histo_ssl.data.base import few_of
 from histo_ssl.folders.artifacts import read_json
 
 CLASSES = "classes.json"
 UNLABELLED = -1
-N_NAMED = 3  # slides that a message names
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def read_classes(folder: Path) -> dict[int, str]:
 
 
 def raster_sizes(folder: Path, slide_ids: Iterable[str]) -> dict[str, int]:
-    """Size in bytes of the rasters that there are, by slide; how many slides have none is logged.
+    """Size in bytes of the rasters that there are, by slide; slides and rasters without the other are logged.
 
     Raises:
         ValueError: no slide has one.
@@ -54,15 +54,24 @@ def raster_sizes(folder: Path, slide_ids: Iterable[str]) -> dict[str, int]:
     paths = {slide_id: folder / f"{slide_id}.png" for slide_id in slide_ids}
     found = {slide_id: path.stat().st_size for slide_id, path in paths.items() if path.is_file()}
     missing = [slide_id for slide_id in paths if slide_id not in found]
+    there = sorted(path.name for path in folder.glob("*.png") if not path.name.startswith("."))
     if not found:
-        there = ", ".join(sorted(path.name for path in folder.glob("*.png"))[:N_NAMED]) or "no PNG"
         raise ValueError(
             f"data.annotations={folder}: none is named after a slide; expected {missing[0]}.png or another "
-            f"slide's, there is {there}"
+            f"slide's, there is {few_of(there) or 'no PNG'}"
         )
     if missing:
-        few = ", ".join(missing[:N_NAMED]) + (", ..." if len(missing) > N_NAMED else "")
+        few = few_of(missing)
         log.info("annotations: %d of %d slides have one, none have %s", len(found), len(paths), few)
+    stray = [name for name in there if name.removesuffix(".png") not in paths]
+    if stray:
+        log.warning(
+            "data.annotations=%s: %d of %d rasters belong to no slide of the list and are not read: %s",
+            folder,
+            len(stray),
+            len(there),
+            few_of(stray),
+        )
     return found
 
 

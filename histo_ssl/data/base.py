@@ -1,6 +1,6 @@
 """What the rest of the house knows of data: sets that can be cut into tiles, sources that read them."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from histo_ssl.slides.grid import Tiling
 
 SOURCE = "source.json"  # in a tile folder: what kind of tiles it lists, and their scale
 STATUS = "status.csv"  # in a tile folder: one row per slide, or per image that could not be read
+FEW = 3  # names that stand for more of their kind
 N_NAMED = 5  # rows or patients that an error names; the others are counted
 BETWEEN_READERS = ";"  # between the numbers of a label that several readers gave
 HELD_OUT = ("valid", "test")  # splits that pretraining never sees
@@ -101,6 +102,15 @@ def named_splits(values: Iterable[str], *, source: str) -> list[str]:
     if unknown:
         raise ValueError(f"{source}: split {', '.join(unknown)}: train, valid, test or nothing is expected")
     return [SPLITS[word] for word in words]
+
+
+def few_of(names: Sequence[str]) -> str:
+    """The first names, for a message.
+
+    >>> few_of(["a", "b", "c", "d"]), few_of(["a", "b"])
+    ('a, b, c, ...', 'a, b')
+    """
+    return ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
 
 
 def refuse_shared_patients(patients: "pd.Series[str]", splits: "pd.Series[str]", *, source: str) -> None:

@@ -1,5 +1,6 @@
 """Which image files there are: in folders per class, or by a CSV."""
 
+import logging
 import re
 import string
 from collections.abc import Iterable, Mapping
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from histo_ssl.data.base import BETWEEN_READERS, SPLITS, named_splits, read_table
+from histo_ssl.data.base import BETWEEN_READERS, SPLITS, few_of, named_splits, read_table
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 COLUMNS = ("path", "label", "split", "group")
 ALIAS = "patient_id"  # another name for the column `group`
 MEAN, READERS = "mean", "readers"  # of the numbers that several rows give to one image: their mean, or all
+log = logging.getLogger(__name__)
 
 
 class WrongLayoutError(ValueError):
@@ -81,6 +83,7 @@ def from_folder(root: Path) -> pd.DataFrame:
     """Images below `root`: `<class>/x.png`, `<split>/<class>/x.png`, or `x.png` without a label."""
     paths = images_below(root)
     _refuse_a_level_too_high(root, paths)
+    _warn_of_sets_side_by_side(root, paths)
     rows = [_place(path.relative_to(root).parts[:-1]) for path in paths]
     return pd.DataFrame(
         {
@@ -135,6 +138,31 @@ def _refuse_a_level_too_high(root: Path, paths: list[Path]) -> None:
         raise WrongLayoutError(
             f"data.root={root}: all images lie in {name}, which would be their only class, although it has "
             f"{len(below)} folders; say data.root={root / name}"
+        )
+
+
+def _warn_of_sets_side_by_side(root: Path, paths: list[Path]) -> None:
+    """Say so where folders that were taken for classes have no image, but folders of the same names.
+
+    Not refused: below a class there may be a folder per patient, who has tiles of several classes.
+    """
+    places = [path.relative_to(root).parts[:-1] for path in paths]
+    inner = {place[1:] if place and place[0].lower() in SPLITS else place for place in places}
+    if any(len(place) < 2 for place in inner):
+        return
+    outer_of: dict[str, set[str]] = {}
+    for place in inner:
+        outer_of.setdefault(place[1], set()).add(place[0])
+    shared = sorted(name for name, outer in outer_of.items() if len(outer) > 1)
+    if shared:
+        outer = sorted({place[0] for place in inner})
+        log.warning(
+            "data.root=%s: %s were taken for classes, but have no image of their own, and folders of the "
+            "same names, %s; if those are the classes, say data.root=<one of the sets>, or list the sets in "
+            "data.parts",
+            root,
+            few_of(outer),
+            few_of(shared),
         )
 
 

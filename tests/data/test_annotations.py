@@ -88,3 +88,18 @@ def test_how_many_slides_have_a_raster_is_said_and_who_has_none(
     caplog.clear()
     raster_sizes(tmp_path, ["s1", "s3"])
     assert caplog.text == ""
+
+
+def test_rasters_of_no_slide_are_named_in_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("s1", "s2.0", "x4", "x3", "x2", "x1", ".hidden"):
+        Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
+    (tmp_path / "classes.json").write_text("{}")
+    assert list(raster_sizes(tmp_path, ["s1", "s2.0"])) == ["s1", "s2.0"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"data.annotations={tmp_path}: 4 of 6 rasters belong to no slide of the list and are not read: "
+        "x1.png, x2.png, x3.png, ..."
+    )

@@ -242,6 +242,33 @@ def test_folders_below_those_of_the_classes_are_no_reason_to_refuse(
     assert from_folder(tmp_path)["label"].tolist() == labels
 
 
+@pytest.mark.parametrize(
+    ("places", "shared"),
+    [
+        (["A/TUM/x.png", "A/STR/x.png", "B/TUM/x.png", "B/LYM/x.png"], "TUM"),
+        (["train/A/TUM/x.png", "train/B/TUM/x.png", "test/B/STR/x.png", "test/A/STR/x.png"], "STR, TUM"),
+        (["A/TUM/x.png", "B/TUM/x.png", "B/x.png"], ""),  # B has an image of its own
+        (["A/P1/x.png", "A/P2/x.png", "B/P3/x.png"], ""),  # nothing in common
+        (["train/A/x.png", "test/A/x.png", "test/B/x.png"], ""),  # splits
+        (["train/A/P1/x.png", "test/A/P1/x.png", "test/B/P2/x.png"], ""),
+        (["x.png", "y.png"], ""),
+    ],
+)
+def test_data_sets_side_by_side_are_classes_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, places: list[str], shared: str
+) -> None:
+    for place in places:
+        _paint(tmp_path / place, 1)
+    from_folder(tmp_path)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        f"data.root={tmp_path}: A, B were taken for classes, but have no image of their own, and folders of "
+        f"the same names, {shared}; if those are the classes, say data.root=<one of the sets>, or list the "
+        "sets in data.parts"
+        for _ in range(bool(shared))
+    ]
+
+
 def test_a_name_that_is_not_utf_8_is_refused_in_a_sentence(tmp_path: Path) -> None:
     _paint(tmp_path / "A" / "x.png", 1)
     (tmp_path / "A" / "x.png").rename(os.fsdecode(os.fsencode(tmp_path / "A") + b"/caf\xe9.png"))

@@ -72,10 +72,13 @@ def pretrain(plan: Plan) -> None:
     check_task(plan)
     if plan.is_frozen:
         build, config = partial(freeze, plan), plan.pretrain_config
+        # of another method or backbone, a frozen encoder is another one, and what differs no news
+        label = f"pretrain ({plan.choices['method']}, {plan.choices['backbone']})"
     else:
         finished(plan.tile_folder, stage="tile")
         build, config = partial(_pretrain, plan), {**plan.tile_config, **plan.pretrain_config}
-    artifacts.complete(plan.pretrain_folder, build=build, label="pretrain", config=config)
+        label = "pretrain"
+    artifacts.complete(plan.pretrain_folder, build=build, label=label, config=config)
 
 
 def embed(plan: Plan) -> None:

@@ -162,6 +162,18 @@ def test_the_study_s_transfer_row_is_torchvision_s_resnet_without_its_last_stage
     torch.testing.assert_close(embedded(plan, tiles), expected, rtol=0, atol=1e-6)
 
 
+def test_a_frozen_encoder_is_likened_to_those_of_its_own_method_and_backbone_alone(
+    planned: Callable[..., Plan], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for overrides in (VIT, ["backbone=resnet18"]):
+        stages.run(planned("method=random", *overrides, "stages=[pretrain]"))
+    assert "new folder" not in caplog.text
+    stages.run(planned("method=random", *VIT, "seed=2", "stages=[pretrain]"))
+    assert "pretrain (random, timm): a new folder; nearest is random-timm-" in caplog.text
+    assert "method.seed 0 -> 2" in caplog.text
+
+
 def test_a_frozen_method_tiles_nothing_but_its_task(planned: Callable[..., Plan], tmp_path: Path) -> None:
     plan = planned("method=random", *VIT, "stages=[tile]", "tiling.size_px=16", "+tiling@task.tiling=native")
     assert plan.tile_folder != plan.task_tile_folder

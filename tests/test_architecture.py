@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "backbones": {"units"},
     "optim": {"units"},
     "embeddings": {"units", "folders"},
-    "mil": {"embeddings", "folders"},
+    "mil": {"embeddings", "folders", "parallel"},
     "folds": set(),
     "download": {"folders", "progress", "signals"},
     "data": {"units", "drawing", "embeddings", "folders", "parallel", "slides", "views"},

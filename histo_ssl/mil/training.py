@@ -7,7 +7,6 @@ Letters: N bags to learn from, V to validate on, M to predict, C outputs, B bags
 """
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from histo_ssl.mil.bags import Bags
 from histo_ssl.mil.base import BagModel, BagModelFactory, Scored, whole_loss
 from histo_ssl.mil.loading import BagBatch, Epochs, TrainingBatches, WholeBags, loader
 from histo_ssl.mil.objectives import Objective
+from histo_ssl.parallel.quiet import quiet_trainer
 
 Ints = NDArray[np.int64]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -207,7 +207,14 @@ def fit(
             max_tiles=recipe.max_tiles,
             seed=seed,
         )
-        trainer = _trainer(recipe, [best] if best else [], device=device)
+        trainer = quiet_trainer(
+            accelerator=device.accelerator,
+            precision=device.precision,
+            epochs=recipe.epochs,
+            callbacks=[best] if best else [],
+            validates=bool(best),
+            reloads=True,
+        )
         trainer.fit(module, datamodule=_BagData(bags, epochs, valid if best else None, recipe=recipe))
     if not all(math.isfinite(epoch.loss) for epoch in module.history):
         raise ValueError(
@@ -248,23 +255,3 @@ class _BagData(LightningDataModule):
             return []
         whole = WholeBags(self.bags, self.valid, max_tiles=self.recipe.max_tiles_at_once)
         return loader(whole, n_workers=self.recipe.n_workers)
-
-
-def _trainer(recipe: Recipe, callbacks: list[Callback], *, device: Device) -> Trainer:
-    """A Trainer on one device that writes and says nothing."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return Trainer(
-        accelerator=device.accelerator,
-        devices=1,
-        precision=device.precision,  # type: ignore[arg-type]
-        max_epochs=recipe.epochs,
-        callbacks=callbacks,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        limit_val_batches=1.0 if recipe.patience else 0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )

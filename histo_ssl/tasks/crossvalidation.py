@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from histo_ssl.mil.bags import Bags
 from histo_ssl.mil.base import BagModelFactory
 from histo_ssl.mil.objectives import Objective
 from histo_ssl.mil.training import Device, Epoch, Fitted, Recipe, fit
+from histo_ssl.tasks.base import Workplace
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +73,7 @@ class Trainings:
         objective: what a fold's model learns.
         recipe: how.
         seed: of weights and order; with the fold's name it gives the fold's own.
-        device: what trains.
-        folder: receives what each fold came to.
+        place: what trains, and where what each fold came to is kept.
         subject: whose embeddings the bags hold, for names of files.
     """
 
@@ -80,20 +81,19 @@ class Trainings:
     objective: Callable[[Rows], Objective]
     recipe: Recipe
     seed: int
-    device: Device
-    folder: Path
+    place: Workplace
     subject: str
 
-    def run(self, name: str, make: BagModelFactory, folds: Sequence[Rows]) -> list[FoldRun]:
-        """The model called `name` on every fold; what was kept of an interrupted run is taken.
+    def run(self, models: Mapping[str, BagModelFactory], folds: Sequence[Rows]) -> dict[str, list[FoldRun]]:
+        """Every model on every fold; what was kept of an interrupted run is taken.
 
         Raises:
             ValueError: a training came to nothing; names the fold.
         """
-        return [self._fold(name, make, rows) for rows in folds]
+        return {name: [self._fold(name, make, rows) for rows in folds] for name, make in models.items()}
 
     def _fold(self, name: str, make: BagModelFactory, rows: Rows) -> FoldRun:
-        path = self.folder / FOLDS / f"{self.subject}-{name}-{rows.name}.npz"
+        path = self.place.folder / FOLDS / f"{self.subject}-{name}-{rows.name}.npz"
         objective = self.objective(rows)
         kept = _read(path, rows, self.bags)
         if kept is not None:
@@ -122,7 +122,10 @@ class Trainings:
                 valid=rows.valid,
                 recipe=self.recipe,
                 seed=[self.seed, *rows.name.encode()],
-                device=self.device,
+                device=Device(
+                    accelerator=self.place.accelerator,
+                    precision=self.recipe.precision or self.place.precision,
+                ),
             )
         except ValueError as error:
             raise ValueError(f"fold {rows.name}: {error}") from error
@@ -147,9 +150,9 @@ def _write(path: Path, fitted: Fitted, output_MC: Floats, *, ids: NDArray[np.str
 def _read(path: Path, rows: Rows, bags: Bags) -> _Kept | None:
     """What an earlier start has kept of this fold; None where there is nothing whole."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             content: Mapping[str, Any] = dict(stored)
-    except (OSError, ValueError, EOFError, KeyError):
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
         return None
     if not np.array_equal(content["ids"], bags.ids[rows.test]):
         return None

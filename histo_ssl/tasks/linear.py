@@ -7,7 +7,6 @@ then a head with the best rate trains on all.
 Letters: N training tiles, M test tiles, B tiles of a batch, L learning rates, D width, C classes.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from histo_ssl.parallel.quiet import quiet_trainer
 from histo_ssl.tasks.logistic import fewest_groups
 from histo_ssl.tasks.tiles import Lesson
 
@@ -146,7 +146,8 @@ class LinearProbe:
                 n_steps=self.epochs * (len(x_ND) // batch_size),
             )
             batches = DataLoader(TensorDataset(x_ND, class_N), batch_size, shuffle=True, drop_last=True)
-            _quiet_trainer(self.epochs, accelerator=lesson.accelerator).fit(heads, batches)
+            trainer = quiet_trainer(accelerator=lesson.accelerator, precision="32-true", epochs=self.epochs)
+            trainer.fit(heads, batches)
         return torch.inference_mode()(heads.cpu().eval())
 
 
@@ -162,18 +163,3 @@ def _at_the_edge(lr: float, lrs: Sequence[float]) -> list[str]:
     return [
         f"did best with the {end} of its learning rates, {lr:g}: {beyond} ones may do better; add some to lrs"
     ]
-
-
-def _quiet_trainer(epochs: int, *, accelerator: str) -> Trainer:
-    """A Trainer on one device that writes and says nothing."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )

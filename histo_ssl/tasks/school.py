@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import Trainer
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -27,6 +26,7 @@ from histo_ssl.data.reading import Batch, BlankedTiles
 from histo_ssl.embeddings import EmbeddingSet
 from histo_ssl.encode import Encoder
 from histo_ssl.folders.artifacts import write_bytes
+from histo_ssl.parallel.quiet import quiet_trainer
 from histo_ssl.progress import Progress
 from histo_ssl.tasks.base import Workplace
 from histo_ssl.tasks.lessons import Lessons, Lost, Order
@@ -189,7 +189,8 @@ class School:
                 lost=lost,
                 progress=progress,
             )
-            trainer = _quiet_trainer(self.place)
+            place = self.place  # all epochs are one of the Trainer's
+            trainer = quiet_trainer(accelerator=place.accelerator, precision=place.precision, epochs=1)
             trainer.fit(model, lessons)
         return model, trainer.strategy.root_device  # at its end Lightning has moved the model to the CPU
 
@@ -250,20 +251,4 @@ def _read(path: Path, rows: Ints) -> Answers | None:
         is_read_M=content["is_read"],
         is_left_M=content["is_left"],
         n_replaced=int(content["n_replaced"]),
-    )
-
-
-def _quiet_trainer(place: Workplace) -> Trainer:
-    """A Trainer on one device that writes and says nothing; all epochs are one of its own."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return Trainer(
-        accelerator=place.accelerator,
-        devices=1,
-        precision=place.precision,  # type: ignore[arg-type]
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )

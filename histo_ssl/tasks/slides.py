@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from histo_ssl.mil.bags import Bags
 from histo_ssl.mil.base import BagModelFactory
 from histo_ssl.mil.objectives import Classes
-from histo_ssl.mil.training import Device, Recipe
+from histo_ssl.mil.training import Recipe
 from histo_ssl.tasks.base import ENCODER, METRICS, Look, TaskResult, Workplace, check_primary
 from histo_ssl.tasks.bootstrap import Asked
 from histo_ssl.tasks.cases import LABEL
@@ -88,11 +88,10 @@ class SlideTask:
             objective=lambda rows: objective,  # noqa: ARG005 (every fold learns the same classes)
             recipe=self.recipe,
             seed=self.seed,
-            device=Device(accelerator=place.accelerator, precision=self.recipe.precision or place.precision),
-            folder=place.folder,
+            place=place,
             subject=subject,
         )
-        runs = {name: trainings.run(name, make, parts.folds) for name, make in self.models.items()}
+        runs = trainings.run(self.models, parts.folds)
         result = self._result(runs, parts, classes=classes, subject=subject)
         if subject == ENCODER:  # floors are not shown, only scored
             result.looks = self._looks(runs, parts, bags, classes=classes)

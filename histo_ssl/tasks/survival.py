@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from histo_ssl.mil.bags import Bags
 from histo_ssl.mil.base import BagModelFactory
 from histo_ssl.mil.survival import Cox, DiscreteTime, Times, quantile_ends
-from histo_ssl.mil.training import Device, Recipe
+from histo_ssl.mil.training import Recipe
 from histo_ssl.tasks.base import ENCODER, Look, TaskResult, Workplace, check_primary
 from histo_ssl.tasks.bootstrap import Asked, few_groups
 from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE, Cases
@@ -113,11 +113,10 @@ class SurvivalTask:
             objective=lambda fold: self._objective(times, fold),
             recipe=self.recipe,
             seed=self.seed,
-            device=Device(accelerator=place.accelerator, precision=self.recipe.precision or place.precision),
-            folder=place.folder,
+            place=place,
             subject=subject,
         )
-        runs = {name: trainings.run(name, make, parts.folds) for name, make in self.models.items()}
+        runs = trainings.run(self.models, parts.folds)
         found = {
             name: [self._risks(run, times, parts, bags) for run in of_model]
             for name, of_model in runs.items()

@@ -11,7 +11,7 @@ from lightning import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from histo_ssl.tasks import linear
+from histo_ssl.parallel import quiet
 from histo_ssl.tasks.linear import LinearProbe
 from histo_ssl.tasks.tiles import Lesson
 
@@ -127,7 +127,7 @@ def test_it_trains_on_what_the_lesson_allows(monkeypatch: pytest.MonkeyPatch) ->
         asked.append(settings["accelerator"])
         return Trainer(**{**settings, "accelerator": "cpu"})
 
-    monkeypatch.setattr(linear, "Trainer", trainer)
+    monkeypatch.setattr(quiet, "Trainer", trainer)
     for accelerator in ("cpu", "gpu"):
         allowed = replace(lesson(60), accelerator=accelerator)
         probe(epochs=1, lrs=[0.1, 1.0]).classify(allowed, allowed.features_ND)

@@ -132,6 +132,18 @@ def test_what_was_kept_of_an_interrupted_run_is_taken(
     pd.testing.assert_frame_equal(first.predictions, second.predictions, check_exact=True)
 
 
+def test_a_kept_fold_that_is_not_whole_is_trained_again(
+    configured: Callable[..., SlideTask], slides: pd.DataFrame, tmp_path: Path
+) -> None:
+    features = _write(tmp_path / "h5", slides, share=0.1)
+    first = _evaluate(configured(), slides, features, tmp_path / "out")
+    kept = sorted((tmp_path / "out" / "folds").glob("*.npz"))
+    for path in kept:  # cut in the middle of the archive, and before its first entry
+        path.write_bytes(path.read_bytes()[: 500 if path == kept[0] else 3])
+    second = _evaluate(configured(), slides, features, tmp_path / "out")
+    pd.testing.assert_frame_equal(first.predictions, second.predictions, check_exact=True)
+
+
 def test_a_patients_slides_can_be_one_bag(
     configured: Callable[..., SlideTask], slides: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -224,13 +224,13 @@ def fit(
     if best:
         module.model.load_state_dict(best.weights)
     epoch = best.number if best else len(module.history) - 1
-    model = module.model.eval()
+    device_of = trainer.strategy.root_device  # from which the Trainer has taken the model in the end
     return Fitted(
-        model=model,
+        model=module.model.eval().to(device_of),
         epoch=epoch,
         history=module.history,
         recipe=recipe,
-        device=next(model.parameters()).device,
+        device=device_of,
     )
 
 

@@ -32,6 +32,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 FOLDS = "folds"  # folder of what each fold came to
 EPOCH = [field.name for field in fields(Epoch)]
+SMALL_DIM = 8  # of bags that a model is built for to see whether it can be
 WEIGHTS = "weights/"  # before the names of a model's tensors
 
 
@@ -53,6 +54,16 @@ def check_validation(folds: Sequence[Rows], recipe: Recipe) -> None:
             f"{len(empty)} of {len(folds)} folds ({some(empty)}) have nobody to choose the epoch by: take a "
             "larger task.folds.valid_share, or say task.recipe.patience=null, which tests the last epoch"
         )
+
+
+def check_models(models: Mapping[str, BagModelFactory], *, n_outputs: int) -> None:
+    """Refuse models that can't be built, such as those of a library that is not there.
+
+    Raises:
+        ValueError: says what is missing.
+    """
+    for make in models.values():
+        make(dim=SMALL_DIM, n_classes=n_outputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from histo_ssl.tasks.base import ENCODER, METRICS, Look, TaskResult, Workplace, 
 from histo_ssl.tasks.bootstrap import Asked
 from histo_ssl.tasks.cases import LABEL
 from histo_ssl.tasks.cohort import Cohort, Parts
-from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings, check_validation
+from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings, check_models, check_validation
 from histo_ssl.tasks.fold_scores import FOLD_MEAN, fold_table, pooled_scores
 from histo_ssl.tasks.looks import looks
 from histo_ssl.tasks.scores import Predictions, cautions
@@ -58,9 +58,10 @@ class SlideTask:
             slides: the slide list: slide, patient, site, label (text) and n_tiles.
 
         Raises:
-            ValueError: as there.
+            ValueError: as there, or a model can't be built.
         """
-        self._parts(slides)
+        parts = self._parts(slides)
+        check_models(self.models, n_outputs=len(_classes(parts.cases)))
 
     def evaluate_bags(
         self, features: Path, slides: pd.DataFrame, *, subject: str, place: Workplace

@@ -19,7 +19,7 @@ from histo_ssl.tasks.base import ENCODER, Look, TaskResult, Workplace, check_pri
 from histo_ssl.tasks.bootstrap import Asked, few_groups
 from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE, Cases
 from histo_ssl.tasks.cohort import Cohort, Parts
-from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings, check_validation
+from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings, check_models, check_validation
 from histo_ssl.tasks.looks import looks_of
 from histo_ssl.tasks.scores import COVERAGE
 from histo_ssl.tasks.survival_scores import (
@@ -85,11 +85,11 @@ class SurvivalTask:
         """Stop at labels and folds that `evaluate_bags` would refuse, before an encoder is trained.
 
         Raises:
-            ValueError: as there.
+            ValueError: as there, or a model can't be built.
         """
         parts, times = self._parts(slides)
-        for fold in parts.folds:
-            self._objective(times, fold)
+        objectives = [self._objective(times, fold) for fold in parts.folds]
+        check_models(self.models, n_outputs=max(one.n_outputs for one in objectives))
 
     def evaluate_bags(
         self, features: Path, slides: pd.DataFrame, *, subject: str, place: Workplace

@@ -1,5 +1,6 @@
 """Slides by bags and folds: told apart where bags differ, by chance where they don't, the same every time."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,19 @@ def test_what_can_not_be_scored_is_refused_before_any_training(
         configured("task.unit=patient").check_slides(two)
     with pytest.raises(ValueError, match="class a has 8 patients for 9 folds"):
         configured("task.folds.n_folds=9").check_slides(slides)
+
+
+def test_a_model_of_a_library_that_is_not_there_is_refused_before_any_training(
+    compose: Any, slides: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchmil.models", None)
+    months, died = (np.arange(32) // 2 + 1).astype(str), (np.arange(32) // 2 % 8 > 0).astype(int).astype(str)
+    timed = slides.assign(survival_months=months, event=died)
+    for task in ("slides", "survival"):
+        cut = ("task/models=[dsmil]", "task.folds.n_folds=2", "task.folds.valid_share=0.2")
+        plan = compose("method=dino", "backbone=vit_t", f"task={task}", *cut)
+        with pytest.raises(Exception, match="is not installed: pip install 'histo-ssl"):
+            instantiate(plan.group("task.protocol")).check_slides(timed)
 
 
 def test_a_slide_without_embeddings_is_named(

@@ -31,7 +31,7 @@ from hydra.utils import instantiate
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from histo_ssl.cli import conf_dir
+from histo_ssl.config.choices import conf_dir
 from histo_ssl.slides.grid import TileSpec
 from histo_ssl.slides.processes import Ended, Processes, each
 from histo_ssl.slides.reader import Slide

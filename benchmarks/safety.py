@@ -27,7 +27,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from omegaconf import OmegaConf
 from PIL import Image
 
-from histo_ssl.cli import conf_dir
+from histo_ssl.config.choices import conf_dir
 from histo_ssl.config.sizing import sized
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule

@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 
-from histo_ssl.cli import conf_dir
+from histo_ssl.config.choices import conf_dir
 from histo_ssl.stain.base import restained
 
 Pixels = NDArray[np.uint8]

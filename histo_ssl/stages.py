@@ -38,23 +38,35 @@ from histo_ssl.training.fit import METRICS, Limits, Recording, device_for, preci
 log = logging.getLogger(__name__)
 
 
-def run(plan: Plan) -> None:
+def run(plan: Plan, *others: Plan) -> None:
     """The stages that the configuration lists, in its order.
 
     Rank 0 does them all; other ranks wait for its tiles and join it in pretraining.
+
+    Args:
+        plan: of the run.
+        others: of the same run with other tasks, which come after it; the report comes last.
     """
-    plan = prepared(plan, known=STAGES)
-    trainer = ranks.asked(_trainer(plan))
+    plans = [prepared(one, known=STAGES) for one in (plan, *others)]
+    trainer = ranks.asked(_trainer(plans[0]))
     ranks.check_launched(trainer)
     if trainer.global_rank > 0:
-        _join_pretraining(plan, trainer)
+        _join_pretraining(plans[0], trainer)
         return
     with ranks.serve(trainer):
         for name in plan.cfg.stages:
-            if plan.is_given and name in OF_ENCODERS:
-                log.info("%s: nothing to do, since method=features has its features already", name)
-            else:
-                STAGES[name](plan)
+            if name == PRETRAIN and not plan.is_given:
+                for one in plans:  # before the first trains
+                    check_task(one)
+            for one in plans[-1:] if name == REPORT else plans:
+                _do(name, one)
+
+
+def _do(name: str, plan: Plan) -> None:
+    if plan.is_given and name in OF_ENCODERS:
+        log.info("%s: nothing to do, since method=features has its features already", name)
+    else:
+        STAGES[name](plan)
 
 
 def tile(plan: Plan) -> None:
@@ -69,7 +81,6 @@ def tile(plan: Plan) -> None:
 
 def pretrain(plan: Plan) -> None:
     """Train the method's backbone and export its encoder; a frozen method's encoder is only exported."""
-    check_task(plan)
     if plan.is_frozen:
         build, config = partial(freeze, plan), plan.pretrain_config
         # of another method or backbone, a frozen encoder is another one, and what differs no news
@@ -117,12 +128,13 @@ def report(plan: Plan) -> None:
 
 
 OF_ENCODERS = ("tile", "pretrain", "embed")  # stages that features from elsewhere have no part in
+PRETRAIN, REPORT = "pretrain", "report"
 STAGES: Mapping[str, Callable[[Plan], None]] = {
     "tile": tile,
-    "pretrain": pretrain,
+    PRETRAIN: pretrain,
     "embed": embed,
     "evaluate": evaluate,
-    "report": report,
+    REPORT: report,
 }
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
-from histo_ssl.cli import conf_dir
+from histo_ssl.config.choices import conf_dir
 from histo_ssl.config.plan import Plan
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.images import ImageData

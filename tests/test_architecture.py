@@ -70,7 +70,8 @@ MAY_IMPORT = {
         ),
         *("report", "scoring", "training"),
     },
-    "cli": {"config", "folders", "signals", "stages"},
+    "sweeps": {"folders"},
+    "cli": {"config", "folders", "signals", "stages", "sweeps"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -82,10 +83,10 @@ OWNERS = {
     "pebble": {"slides/processes.py"},
     "wandb": {"report/wandb.py"},
     "hydra": {
-        *("cli.py", "stages.py", "export.py", "online.py", "scoring.py"),
-        *(f"config/{name}.py" for name in ("preflight", "signatures", "targets")),
+        *("cli.py", "stages.py", "sweeps.py", "export.py", "online.py", "scoring.py"),
+        *(f"config/{name}.py" for name in ("mistakes", "preflight", "signatures", "targets")),
     },
-    "omegaconf": {"cli.py", "config/plan.py"},
+    "omegaconf": {"cli.py", "sweeps.py", "config/mistakes.py", "config/plan.py"},
     "timm": {f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "hub", "depths")},
     "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py", "download/arrays.py", "mil/exports.py", "mil/features.py"},

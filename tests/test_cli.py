@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from histo_ssl import cli
+from histo_ssl.cli import with_variant
+from histo_ssl.config.mistakes import FULL_ERROR, explain
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def _run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    settings.pop(cli.FULL_ERROR, None)
+    settings.pop(FULL_ERROR, None)
     command = [sys.executable, "-m", "histo_ssl", *arguments]
     return subprocess.run(
         command, cwd=cwd, env=settings | environment, capture_output=True, text=True, check=False
@@ -137,7 +138,7 @@ def test_one_sentence_names_the_library_that_an_error_comes_from() -> None:
     try:
         int("x")
     except ValueError as error:
-        ours = cli.explain(error)  # raised here, outside of the package: the traceback helps
+        ours = explain(error)  # raised here, outside of the package: the traceback helps
     assert ours == "invalid literal for int() with base 10: 'x' (ValueError; HYDRA_FULL_ERROR=1 shows where)"
 
 
@@ -156,7 +157,7 @@ def test_one_sentence_names_the_library_that_an_error_comes_from() -> None:
     ],
 )
 def test_an_experiment_takes_the_form_that_it_has_for_a_method(given: list[str], read: list[str]) -> None:
-    assert cli.with_variant(given) == read
+    assert with_variant(given) == read
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ import pytest
 from omegaconf import open_dict
 from PIL import Image
 
-from histo_ssl import cli, stages
+from histo_ssl import stages
+from histo_ssl.config.choices import conf_dir
+from histo_ssl.config.mistakes import explain
 from histo_ssl.config.plan import Plan
 from histo_ssl.config.preflight import prepared
 from histo_ssl.data.synthetic import SyntheticSlides
@@ -57,7 +59,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _plan(images: Path, runs_dir: Path, *overrides: str) -> Plan:
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         words = [*SMALL, f"data.root={images}", f"runs_dir={runs_dir}", *overrides]
         cfg = hydra.compose("config", overrides=words, return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
@@ -214,7 +216,7 @@ def _sentence_of(work: Callable[[], object]) -> list[str]:
     try:
         work()
     except NotWrittenError as error:
-        return [cli.explain(error)]
+        return [explain(error)]
     return []
 
 

@@ -37,6 +37,11 @@ ALLOWED = (
 ALLOWED_OF_HYDRA = (
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "histo_ssl.sweeps.Sweep",
+    "hydra_plugins.hydra_joblib_launcher",
+    "hydra_plugins.hydra_submitit_launcher",
+    "hydra_plugins.hydra_optuna_sweeper",
+    "optuna.samplers",
     "logging.StreamHandler",
     "logging.NullHandler",
     "logging.Formatter",

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from histo_ssl.cli import conf_dir
+from histo_ssl.config.choices import conf_dir
 from histo_ssl.data.image_list import from_folder
 from histo_ssl.data.images import ImageData, ImageTiles
 from histo_ssl.data.sources import open_source

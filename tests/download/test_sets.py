@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histo_ssl.cli import conf_dir
+from histo_ssl.config.choices import conf_dir
 from histo_ssl.download import sets
 from histo_ssl.download.catalogue import CATALOGUE, RemoteFile, find, sets_of
 from histo_ssl.download.sets import NotObtainedError, obtain

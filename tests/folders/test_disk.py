@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from histo_ssl import cli
+from histo_ssl.config.mistakes import explain
 from histo_ssl.folders.disk import REASONS, NotWrittenError, sentence
 
 
@@ -15,17 +15,17 @@ def test_every_known_failure_has_its_words_for_writing_and_for_anything_else(num
     reason, advice = REASONS[number]
     path, go_on = "/runs/x/S1.h5", "the same command goes on from here"
     not_written = NotWrittenError(number, os.strerror(number), path)
-    assert str(not_written) == cli.explain(not_written) == f"{path}: not written, {reason}; {advice}: {go_on}"
+    assert str(not_written) == explain(not_written) == f"{path}: not written, {reason}; {advice}: {go_on}"
     other = OSError(number, os.strerror(number), path)
-    assert cli.explain(other) == f"{path}: {reason}; {advice}: {go_on}"
-    assert cli.explain(OSError(number, os.strerror(number))) == f"{reason}; {advice}: {go_on}"
+    assert explain(other) == f"{path}: {reason}; {advice}: {go_on}"
+    assert explain(OSError(number, os.strerror(number))) == f"{reason}; {advice}: {go_on}"
 
 
 def test_an_unknown_failure_keeps_the_systems_own_words() -> None:
     error = NotWrittenError(errno.EXDEV, os.strerror(errno.EXDEV), "/runs/x")
     assert str(error).startswith("/runs/x: not written, Invalid cross-device link; ")
     assert sentence(FileNotFoundError("no such encoder")) is None
-    assert cli.explain(FileNotFoundError("no such encoder")) == "no such encoder"
+    assert explain(FileNotFoundError("no such encoder")) == "no such encoder"
 
 
 def test_it_comes_whole_from_a_worker_process() -> None:

@@ -37,6 +37,7 @@ MAY_IMPORT = {
         *("mil", "optim", "parallel", "progress", "stain"),
     },
     "slidemaps": {"folders"},
+    "heads": {"backbones", "encode", "slidemaps", "stain"},
     "report": {"embeddings", "folders", "slidemaps"},
     "online": {"config", "data", "embed", "embeddings", "encode", "folders", "methods", "tasks"},
     "export": {"backbones", "config", "data", "encode", "folders", "methods", "stain"},
@@ -87,7 +88,9 @@ OWNERS = {
         *(f"config/{name}.py" for name in ("mistakes", "preflight", "signatures", "targets")),
     },
     "omegaconf": {"cli.py", "sweeps.py", "config/mistakes.py", "config/plan.py"},
-    "timm": {f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "hub", "depths")},
+    "timm": {
+        f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "attention", "hub", "depths")
+    },
     "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py", "download/arrays.py", "mil/exports.py", "mil/features.py"},
     "umap": {"tasks/umap.py"},

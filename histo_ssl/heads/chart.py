@@ -1,0 +1,64 @@
+"""A chart of heads by phenotypes: how well the attention of each picks out each."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": "#1f2328",
+    "axes.edgecolor": "#8c959f",
+    "xtick.color": "#57606a",
+    "ytick.color": "#57606a",
+}
+CELL_INCHES, MARGIN_INCHES = (0.75, 0.3), (2.2, 1.5)
+COLORMAP = "PuOr"  # told apart by those who see fewer colours, white where nothing is told
+DPI = 130
+DARK = 0.3  # distance from the middle, of an end's, from which numbers are written in white
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chart:
+    """Numbers of rows (heads) and columns (phenotypes)."""
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: NDArray[np.float64]  # (rows, columns); NaN: not measured
+    low: float
+    high: float
+    label: str  # of the colour bar
+
+
+def draw(chart: Chart) -> Image.Image:
+    """The chart, a number in each cell; the same values give the same bytes."""
+    n_rows, n_columns = chart.values.shape
+    size = (MARGIN_INCHES[0] + CELL_INCHES[0] * n_columns, MARGIN_INCHES[1] + CELL_INCHES[1] * n_rows)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(chart.values, cmap=COLORMAP, vmin=chart.low, vmax=chart.high, aspect="auto")
+        axes.set_xticks(range(n_columns), chart.columns, rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(n_rows), chart.rows)
+        axes.tick_params(length=0)
+        axes.set_title(chart.title, loc="left", fontsize=10)
+        middle, reach = (chart.low + chart.high) / 2, (chart.high - chart.low) / 2
+        for (row, column), value in np.ndenumerate(chart.values):
+            far = abs(value - middle) > 2 * DARK * reach
+            text = "–" if math.isnan(value) else f"{value:.2f}"
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=8, color="white" if far else "#1f2328"
+            )
+        figure.colorbar(image, ax=axes, label=chart.label)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+    return Image.open(stream).convert("RGB")

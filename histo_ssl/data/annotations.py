@@ -3,7 +3,7 @@
 `<slide_id>.png` covers the whole slide at any resolution; 0 is unlabelled. `classes.json` names the other
 values, such as `{"1": "stroma"}`.
 
-Letters: h, w size of the raster in its own pixels; N tiles; C classes.
+Letters: h, w size of the raster in its own pixels; N tiles; C classes; n patches along a tile.
 """
 
 import logging
@@ -125,6 +125,50 @@ def tile_classes(
     best_N = shares_NC.argmax(axis=1)
     is_enough_N = shares_NC.max(axis=1) >= min_share
     return np.where(is_enough_N, best_N, UNLABELLED).astype(np.int16)
+
+
+def patch_shares(
+    raster_hw: NDArray[np.uint8],
+    xy_level0: tuple[int, int],
+    *,
+    values: list[int],
+    n_patches: int,
+    side_level0: int,
+    size_level0: tuple[int, int],
+) -> NDArray[np.float64]:
+    """How much of each patch of a tile each class covers.
+
+    Args:
+        raster_hw: class of each pixel, over the whole slide.
+        xy_level0: left and top edge of the tile.
+        values: value of each class in the raster, (C,).
+        n_patches: along a side of the tile.
+        side_level0: side of the tile's footprint.
+        size_level0: width and height of the slide.
+
+    Returns:
+        (C, n, n) 0-1, of the raster's pixels whose edges lie nearest to the patches'; of the one in the
+        middle where a patch is too small to have any.
+    """
+    columns, rows = (
+        _edges(start, side_level0, n_patches=n_patches, scale=n / length, n_pixels=n)
+        for start, n, length in zip(xy_level0, raster_hw.shape[::-1], size_level0, strict=True)
+    )
+    shares = np.empty((len(values), n_patches, n_patches))
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            patch = raster_hw[top:bottom, left:right]
+            shares[:, i, j] = [np.mean(patch == value) for value in values]
+    return shares
+
+
+def _edges(start: int, side: int, *, n_patches: int, scale: float, n_pixels: int) -> list[tuple[int, int]]:
+    """First pixel, and the one after the last, of each patch along one side."""
+    exact = (start + side * np.arange(n_patches + 1) / n_patches) * scale
+    edges, middle = np.rint(exact).astype(int), ((exact[:-1] + exact[1:]) / 2).astype(int)
+    first = np.where(edges[1:] > edges[:-1], edges[:-1], middle).clip(0, n_pixels - 1)
+    after = np.clip(edges[1:], first + 1, n_pixels)
+    return list(zip(first.tolist(), after.tolist(), strict=True))
 
 
 def _covered(

@@ -210,6 +210,19 @@ class ImageTiles:
         return pd.DataFrame({name: [] for name in columns}, dtype=object)
 
 
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """An image of any size as (H, W, 3) RGB, on white where it is transparent.
+
+    Raises:
+        ValueError: it can't be read, or has more than 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(_rgb(image))
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit RGB, on white where it is transparent, as slides are.
 

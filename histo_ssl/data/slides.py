@@ -1,7 +1,7 @@
 """Tiles that are cut from slides, straight from the slide file."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,14 @@ class SlideTiles:
         tile = self.index.tiles[i]
         slide: Slide = self._slides[tile["slide"]]
         return slide.read((int(tile["x"]), int(tile["y"])), self.spec)
+
+    def around(self, i: int, *, side_px: int) -> NDArray[np.uint8]:
+        """The square (side_px, side_px, 3) around tile i at the tiles' um/px, white off the scan."""
+        tile = self.index.tiles[i]
+        slide: Slide = self._slides[tile["slide"]]
+        wide = replace(self.spec, size_px=TilePx(side_px))
+        before = (wide.side_level0(slide.mpp) - self.spec.side_level0(slide.mpp)) // 2
+        return slide.read((int(tile["x"]) - before, int(tile["y"]) - before), wide)
 
     def coords(self) -> NDArray[np.int64]:
         """(N, 2) left and top edges of all tiles, level-0 px."""

@@ -1,11 +1,9 @@
-"""What the stages `embed` and `evaluate` do: who is scored, on which tiles, and what is written of it."""
+"""What the stages `embed` and `evaluate` do: who is scored, and on which tiles."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,26 +15,22 @@ from histo_ssl.config.plan import Plan
 from histo_ssl.data.base import HELD_OUT, TileSource
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.sources import open_source
-from histo_ssl.data.thumbnails import thumbnails
 from histo_ssl.embed import known_of, load_embeddings
 from histo_ssl.embeddings import UNREADABLE
 from histo_ssl.encode import Card, Encoder, check_scale, load_encoder
 from histo_ssl.export import ENCODER
 from histo_ssl.folders import artifacts
-from histo_ssl.folders.artifacts import Counts, fingerprint, finished, write_image, write_json, write_text
-from histo_ssl.folders.cells import csv_text
-from histo_ssl.looking import write_looks
+from histo_ssl.folders.artifacts import Counts, fingerprint, finished
+from histo_ssl.scorebook import write_results
 from histo_ssl.stain.base import NOT_RESTAINED, note
 from histo_ssl.tasks.base import ENCODER as ENCODER_SUBJECT
-from histo_ssl.tasks.base import BagTask, Task, TaskResult, TunedTask, Workplace
+from histo_ssl.tasks.base import BagTask, HeadTask, Task, TaskResult, TunedTask, Workplace
 from histo_ssl.tasks.chosen import flattery
 from histo_ssl.tasks.floors import colour_floor
 from histo_ssl.training.fit import precision_for
 
-THUMBNAILS = "thumbnails.png"
 TCGA = re.compile(r"TCGA-\w\w-\w{4}")  # how a barcode begins; its patient is the first 12 letters
 PATIENT_LETTERS = 12
-RESULTS_SCHEMA = 1  # of results.json; to be raised when a reader of the old one would misread the new
 
 
 def check_task(plan: Plan) -> None:
@@ -45,10 +39,14 @@ def check_task(plan: Plan) -> None:
     Raises:
         ValueError: says what is wrong with the task's labels, splits, or the scale or size of its tiles.
     """
-    if "evaluate" not in plan.cfg.stages or not artifacts.is_done(plan.task_tile_folder):
+    if "evaluate" not in plan.cfg.stages:
+        return
+    task = instantiate(plan.group("task.protocol"))
+    if isinstance(task, HeadTask):
+        task.check_backbone(instantiate(plan.group("backbone"))())
+    if plan.has_images or not artifacts.is_done(plan.task_tile_folder):
         return
     source = open_source(plan.task_tile_folder)
-    task = instantiate(plan.group("task.protocol"))
     if isinstance(task, BagTask):
         task.check_slides(_slides(source))
     else:
@@ -100,17 +98,13 @@ def score(plan: Plan, folder: Path) -> Counts:
     """Write the scores of the encoder and its floors, all on the same tiles, into `folder`."""
     if plan.is_given:
         return _score_given(plan, folder)
+    if plan.has_images:
+        return _draw(plan, folder)
     source = open_source(finished(plan.task_tile_folder, stage="tile"))
     subjects = subjects_of(plan, source)
     folders = _embedded(plan, subjects, source)
     results = _results(plan, subjects, folders, source=source, folder=folder)
-    write_json(folder / "results.json", _summary(plan, results))
-    _write_thumbnails(plan, results["encoder"], source, folder)
-    _write_tables(results, folder)
-    write_looks(results["encoder"].looks, source, folder)
-    tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
-    write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
-    return {"scores": sum(len(result.scores) for result in results.values())}
+    return write_results(plan, results, folder, source=source)
 
 
 def _embedded(plan: Plan, subjects: Mapping[str, Encoder], source: TileSource) -> dict[str, Path]:
@@ -133,7 +127,7 @@ def _results(
 ) -> dict[str, TaskResult]:
     task = instantiate(plan.group("task.protocol"))
     shared = _shared_rows(folders.values(), source)
-    place = _workplace(plan, folder)
+    place = _workplace(plan, folder, trained=subjects[ENCODER_SUBJECT])
     results: dict[str, TaskResult] = {}
     for subject, encoder in subjects.items():
         features = folders.get(subject)
@@ -148,6 +142,8 @@ def _results(
             n_left = artifacts.counts(folders[subject]).get(NOT_RESTAINED, 0)
             result.notes += note(n_left, len(source))
         results[subject] = result
+    if isinstance(task, HeadTask):
+        results[ENCODER_SUBJECT].figures[:0] = task.illustrate(results)
     return results
 
 
@@ -172,6 +168,14 @@ def _result(
     return task.evaluate(seen_by_all, subject=subject, accelerator=place.accelerator)
 
 
+def _draw(plan: Plan, folder: Path) -> Counts:
+    """What an encoder makes of images of the user's own, which nobody has labelled."""
+    task = instantiate(plan.group("task.protocol"))
+    encoder = load_encoder(finished(plan.pretrain_folder, stage="pretrain") / ENCODER)
+    result = task.draw(encoder, place=_workplace(plan, folder, trained=encoder))
+    return write_results(plan, {ENCODER_SUBJECT: result}, folder, source=None)
+
+
 def _score_given(plan: Plan, folder: Path) -> Counts:
     """The same of features that another program made: without floors, which would need tiles."""
     task = instantiate(plan.group("task.protocol"))
@@ -182,16 +186,13 @@ def _score_given(plan: Plan, folder: Path) -> Counts:
     patients = [name[:PATIENT_LETTERS] if TCGA.match(name) else "" for name in names]
     slides = pd.DataFrame({"slide": names, "patient": patients, **unknown, "n_tiles": 1})
     result = task.evaluate_bags(
-        Path(plan.cfg.method.path), slides, subject="encoder", place=_workplace(plan, folder)
+        Path(plan.cfg.method.path), slides, subject="encoder", place=_workplace(plan, folder, trained=None)
     )
     result.notes.append("features from elsewhere: there are no floors to compare with")
-    write_json(folder / "results.json", _summary(plan, {"encoder": result}))
-    _write_tables({"encoder": result}, folder)
-    write_text(folder / "predictions.csv", csv_text(result.predictions))
-    return {"scores": len(result.scores)}
+    return write_results(plan, {"encoder": result}, folder, source=None)
 
 
-def _workplace(plan: Plan, folder: Path) -> Workplace:
+def _workplace(plan: Plan, folder: Path, *, trained: Encoder | None) -> Workplace:
     accelerator = plan.cfg.trainer.accelerator
     return Workplace(
         folder=folder,
@@ -199,6 +200,7 @@ def _workplace(plan: Plan, folder: Path) -> Workplace:
         precision=precision_for(plan.cfg.trainer.precision, accelerator),
         loading=Loading(**plan.group("loader")),
         max_failed=plan.cfg.max_failed_tiles,
+        trained=trained,
     )
 
 
@@ -231,23 +233,6 @@ def _slides(source: TileSource) -> pd.DataFrame:
     return slides
 
 
-def _write_tables(results: Mapping[str, TaskResult], folder: Path) -> None:
-    """What a task keeps beside scores and predictions, all subjects in one file each."""
-    for name in results["encoder"].tables:
-        tables = [result.tables[name].assign(subject=who) for who, result in results.items()]
-        write_text(folder / f"{name}.csv", csv_text(pd.concat(tables)))
-
-
-def _write_thumbnails(plan: Plan, result: TaskResult, source: TileSource, folder: Path) -> None:
-    """The pictures of the tiles that a result wants to be shown, in the order of its predictions."""
-    if result.thumbnail_px:
-        rows = result.predictions["tile"].to_numpy(dtype=np.int64)
-        loading = Loading(**plan.group("loader"))
-        write_image(
-            folder / THUMBNAILS, thumbnails(source, rows, side_px=result.thumbnail_px, loading=loading)
-        )
-
-
 def _shared_rows(folders: Iterable[Path], source: TileSource) -> NDArray[np.int64]:
     """Tiles that all have embedded, so that all are scored on the same."""
     rows = np.arange(len(source))
@@ -259,40 +244,3 @@ def _shared_rows(folders: Iterable[Path], source: TileSource) -> NDArray[np.int6
 
 def _lost(n_lost: int, n_tiles: int) -> list[str]:
     return [f"{n_lost} of {n_tiles} tiles could not be read and have no part in the scores"] if n_lost else []
-
-
-def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
-    """Content of results.json; what all subjects share is taken from the encoder's."""
-    shared = results["encoder"]
-    # such as a floor without weights, beside an encoder that was finetuned
-    unscored = [note for one in results.values() if shared.scores and not one.scores for note in one.notes]
-    no_data = plan.is_given or (plan.is_frozen and plan.task_tile_folder != plan.tile_folder)
-    relative = {
-        "encoder_folder": plan.pretrain_folder.relative_to(plan.runs_dir).as_posix(),
-        "tile_folder": plan.task_tile_folder.relative_to(plan.runs_dir).as_posix(),
-    }
-    return {
-        "schema": RESULTS_SCHEMA,
-        **{group: plan.choices[group] for group in ("method", "backbone", "task")},
-        "data": "" if no_data else plan.choices["data"],
-        **relative,
-        "primary": list(shared.primary),
-        "classes": shared.classes,
-        "counts": shared.counts,
-        "notes": [*shared.notes, *unscored],
-        "thumbnail_px": shared.thumbnail_px,
-        "scores": [_defined(asdict(score)) for result in results.values() for score in result.scores],
-        "confusion": {subject: result.confusion for subject, result in results.items()},
-        "label_fraction": shared.label_fraction,
-        "folds": {
-            subject: {protocol: _defined(aucs) for protocol, aucs in result.folds.items()}
-            for subject, result in results.items()
-            if result.folds
-        },
-    }
-
-
-def _defined(score: dict[str, Any]) -> dict[str, Any]:
-    """The score with null for NaN, which JSON has no word for."""
-    is_nan = {name: isinstance(value, float) and math.isnan(value) for name, value in score.items()}
-    return {name: None if is_nan[name] else value for name, value in score.items()}

@@ -71,7 +71,9 @@ def _do(name: str, plan: Plan) -> None:
 
 def tile(plan: Plan) -> None:
     """Cut the slides of the run and of its task, or list their images."""
-    wanted = {plan.task_tile_folder: (plan.task_tile_config, plan.task_listing)}
+    wanted = {}
+    if not plan.has_images:
+        wanted[plan.task_tile_folder] = plan.task_tile_config, plan.task_listing
     if not plan.is_frozen:
         wanted[plan.tile_folder] = plan.tile_config, plan.listing
     for folder, (config, listing) in wanted.items():
@@ -94,10 +96,10 @@ def pretrain(plan: Plan) -> None:
 
 def embed(plan: Plan) -> None:
     """Embed the task's tiles with the encoder, and with the floors that its scores stand beside."""
-    source = open_source(finished(plan.task_tile_folder, stage="tile"))
     if not needs_embeddings(plan):
-        log.info("embed: nothing to do, since the task trains encoders on the tiles themselves")
+        log.info("embed: nothing to do, since the task takes the tiles themselves")
         return
+    source = open_source(finished(plan.task_tile_folder, stage="tile"))
     for subject, encoder in subjects_of(plan, source).items():
         folder = plan.embedding_folder(encoder.card.fingerprint)
         config = {"encoder": asdict(encoder.card), **plan.embedding_config}

@@ -33,8 +33,8 @@ MAY_IMPORT = {
     "encode": {"backbones", "folders", "stain"},
     "embed": {"data", "embeddings", "encode", "folders", "progress", "stain"},
     "tasks": {
-        *("data", "embeddings", "encode", "folders", "folds"),
-        *("mil", "optim", "parallel", "progress", "stain"),
+        *("backbones", "data", "embeddings", "encode", "folders", "folds"),
+        *("heads", "mil", "optim", "parallel", "progress", "stain"),
     },
     "slidemaps": {"folders"},
     "heads": {"backbones", "encode", "slidemaps", "stain"},
@@ -43,8 +43,9 @@ MAY_IMPORT = {
     "export": {"backbones", "config", "data", "encode", "folders", "methods", "stain"},
     "comparing": {"report", "tasks"},
     "looking": {"data", "folders", "slidemaps", "tasks"},
+    "scorebook": {"config", "data", "folders", "looking", "tasks"},
     "scoring": {
-        "looking",
+        "scorebook",
         "training",
         "config",
         "data",

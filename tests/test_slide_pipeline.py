@@ -145,7 +145,7 @@ def test_an_encoder_can_learn_on_and_colours_can_not(run: Run) -> None:
     (result,) = _results(done.cwd, "finetune")
     assert {score["subject"] for score in result["scores"]} == {"encoder", "random"}
     assert "colour has no weights that could be tuned: nothing to score" in result["notes"]
-    assert "since the task trains encoders on the tiles themselves" in done.stdout + done.stderr
+    assert "since the task takes the tiles themselves" in done.stdout + done.stderr
     assert "finetune" in (done.cwd / "runs" / "report" / "report.md").read_text()
     again = run("task=finetune", *TUNING)  # all is done already
     assert again.returncode == 0, again.stderr

@@ -37,6 +37,8 @@ CHOICES = {
     "on_nonfinite": ("stop", "skip"),
 }
 TASK_FILES = ("labels", "folds")  # parts of a task that may read a file or folder, by their `path`
+PROTOCOL_FILES = ("input", "nuclei", "tissues")  # what a protocol may read, likewise
+TABLE = ".csv"  # an input that lists tiles of the run, rather than being an image
 SHARES = ("max_failed_tiles",)
 
 
@@ -165,6 +167,12 @@ class Plan:
         return str(self.group("method._target_")) == GIVEN
 
     @property
+    def has_images(self) -> bool:
+        """Whether the task is asked for images of the user's own, so that it takes no tiles."""
+        given = str(self.group("task.protocol").get("input") or "")
+        return bool(given) and not given.endswith(TABLE)
+
+    @property
     def tile_folder(self) -> Path:
         """Folder of the tiles for pretraining."""
         return self._tiles(self.tile_config, name=f"{self.choices['data']}-{self.choices['tiling']}")
@@ -192,6 +200,8 @@ class Plan:
     def task_config(self) -> dict[str, Any]:
         """The task's group; files of labels and of folds count by their content, wherever they are named."""
         found: dict[str, Any] = _contents(self.group("task"))
+        for key in PROTOCOL_FILES:
+            found["protocol"] = _by_content(found["protocol"], key=key)
         return found
 
     @property

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -57,6 +58,16 @@ class Windows:
                 f"windows of {self.side_px} px at every {self.stride_px} px: a side that is a multiple of "
                 f"the patch, {self.patch_px} px, and a stride between 0 and the side are expected"
             )
+
+    @classmethod
+    def finer(cls, *, side_px: int, patch_px: int, overlap: float) -> Self:
+        """Windows that overlap by about a share of their side, at a stride that makes cells of half a patch.
+
+        104 px for windows of 224 px, patches of 16 px and an overlap of a half.
+        """
+        half = patch_px // 2 if patch_px % 2 == 0 else patch_px
+        odd = max(1, 2 * round(((1 - overlap) * side_px / half - 1) / 2) + 1)
+        return cls(side_px=side_px, stride_px=odd * half, patch_px=patch_px)
 
     @property
     def cell_px(self) -> int:

@@ -1,6 +1,6 @@
 """What a task is: it takes embeddings of labelled tiles and returns scores that say how sure they are."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
 
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading
@@ -52,6 +54,18 @@ class Look:
     attention: NDArray[np.float64]  # (N,) before the soft-max; to be compared within the slide alone
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Figure:
+    """A picture that a result is shown by."""
+
+    name: str  # of its file, without ending
+    title: str
+    alt: str  # what there is to be seen, for those who can't see it
+    group: str  # heading of figures that belong together
+    image: Image.Image | Callable[[], Image.Image]  # or what makes it, where many are large
+    is_listed: bool = True  # in figures.json; false for those that are too large for a page
+
+
 @dataclass(kw_only=True)
 class TaskResult:
     """What a task found out about one set of embeddings."""
@@ -70,6 +84,7 @@ class TaskResult:
     looks: list[Look] = field(
         default_factory=list
     )  # where a model looked, of the slides that are to be shown
+    figures: list[Figure] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +96,7 @@ class Workplace:
     precision: str
     loading: Loading  # how tiles are read
     max_failed: float  # share of the tiles that may turn out unreadable, 0-1
+    trained: Encoder | None = None  # the encoder that is scored, beside whose scores floors stand
 
 
 def check_finite(features_ND: NDArray[np.floating]) -> None:
@@ -117,6 +133,24 @@ class TunedTask(Protocol):
 
     def tune(self, encoder: Encoder, source: TileSource, *, subject: str, place: Workplace) -> TaskResult:
         """Scores of a copy of an encoder that goes on learning from the tiles of a source."""
+
+
+@runtime_checkable
+class HeadTask(TunedTask, Protocol):
+    """Tiles x what the heads of an encoder attend to; `tune` looks, and changes nothing."""
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Stop at a backbone that has no heads, before a long training.
+
+        Raises:
+            ValueError: says what is expected.
+        """
+
+    def draw(self, encoder: Encoder, *, place: Workplace) -> TaskResult:
+        """Figures of images of the user's own, without scores."""
+
+    def illustrate(self, results: Mapping[str, TaskResult]) -> list[Figure]:
+        """Figures of all subjects together."""
 
 
 @runtime_checkable

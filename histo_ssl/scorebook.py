@@ -97,7 +97,7 @@ def _summary(plan: Plan, results: Mapping[str, TaskResult]) -> dict[str, Any]:
         "primary": list(shared.primary),
         "classes": shared.classes,
         "counts": shared.counts,
-        "notes": [*shared.notes, *unscored],
+        "notes": list(dict.fromkeys([*shared.notes, *unscored])),
         "thumbnail_px": shared.thumbnail_px,
         "scores": [_defined(asdict(score)) for result in results.values() for score in result.scores],
         "confusion": {subject: result.confusion for subject, result in results.items()},

@@ -150,25 +150,33 @@ def patch_shares(
         (C, n, n) 0-1, of the raster's pixels whose edges lie nearest to the patches'; of the one in the
         middle where a patch is too small to have any.
     """
-    columns, rows = (
+    across_n2, down_n2 = (
         _edges(start, side_level0, n_patches=n_patches, scale=n / length, n_pixels=n)
         for start, n, length in zip(xy_level0, raster_hw.shape[::-1], size_level0, strict=True)
     )
-    shares = np.empty((len(values), n_patches, n_patches))
-    for i, (top, bottom) in enumerate(rows):
-        for j, (left, right) in enumerate(columns):
-            patch = raster_hw[top:bottom, left:right]
-            shares[:, i, j] = [np.mean(patch == value) for value in values]
-    return shares
+    (left, right), (top, bottom) = ((edges[:, 0].min(), edges[:, 1].max()) for edges in (across_n2, down_n2))
+    part_hw = raster_hw[top:bottom, left:right]
+    area_nn = np.outer(*(edges[:, 1] - edges[:, 0] for edges in (down_n2, across_n2)))
+    shares = [_summed(part_hw == value, down_n2 - top, across_n2 - left) / area_nn for value in values]
+    return np.stack(shares)
 
 
-def _edges(start: int, side: int, *, n_patches: int, scale: float, n_pixels: int) -> list[tuple[int, int]]:
-    """First pixel, and the one after the last, of each patch along one side."""
+def _summed(
+    mask_hw: NDArray[np.bool_], down_n2: NDArray[np.int_], across_n2: NDArray[np.int_]
+) -> NDArray[np.int_]:
+    """(n, n) pixels of a mask within each crossing of rows and columns, from a first to before a last."""
+    padded = np.pad(mask_hw, ((0, 1), (0, 1)))  # so that a last one may be the end
+    by_row = np.add.reduceat(padded, down_n2.ravel(), axis=0, dtype=int)[::2]
+    return np.asarray(np.add.reduceat(by_row, across_n2.ravel(), axis=1)[:, ::2])
+
+
+def _edges(start: int, side: int, *, n_patches: int, scale: float, n_pixels: int) -> NDArray[np.int_]:
+    """First pixel, and the one after the last, of each patch along one side: (n, 2)."""
     exact = (start + side * np.arange(n_patches + 1) / n_patches) * scale
     edges, middle = np.rint(exact).astype(int), ((exact[:-1] + exact[1:]) / 2).astype(int)
     first = np.where(edges[1:] > edges[:-1], edges[:-1], middle).clip(0, n_pixels - 1)
     after = np.clip(edges[1:], first + 1, n_pixels)
-    return list(zip(first.tolist(), after.tolist(), strict=True))
+    return np.stack([first, after], axis=1)
 
 
 def _covered(

@@ -61,12 +61,12 @@ class Windows:
 
     @classmethod
     def finer(cls, *, side_px: int, patch_px: int, overlap: float) -> Self:
-        """Windows that overlap by about a share of their side, at a stride that makes cells of half a patch.
+        """Windows that overlap by a share of their side or a little more, in cells of half a patch.
 
-        104 px for windows of 224 px, patches of 16 px and an overlap of a half.
+        At every 104 px for windows of 224 px, patches of 16 px and an overlap of a half.
         """
         half = patch_px // 2 if patch_px % 2 == 0 else patch_px
-        odd = max(1, 2 * round(((1 - overlap) * side_px / half - 1) / 2) + 1)
+        odd = max(1, 2 * math.floor(((1 - overlap) * side_px / half - 1) / 2) + 1)
         return cls(side_px=side_px, stride_px=odd * half, patch_px=patch_px)
 
     @property
@@ -127,11 +127,14 @@ def matching(cells_WHnn: Floats, places: Places) -> Floats:
 
 
 def blended(cells_WHnn: Floats, places: Places) -> Floats:
-    """Windows laid over each other (H, rows, columns): means with weights that fall to the borders."""
+    """Windows laid over each other (H, rows, columns): means with Hann's weights, which fall to the borders.
+
+    A ViT treats patches at the border of its window in its own way, so that they count least.
+    """
     _, n_heads, n, _ = cells_WHnn.shape
     rows, columns = (max(place[axis] for place in places) + n for axis in (0, 1))
     total, weight = np.zeros((n_heads, rows, columns)), np.zeros((rows, columns))
-    along_n = n / 2 - np.abs(np.arange(n) + 0.5 - n / 2)
+    along_n = np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2
     weight_nn = np.outer(along_n, along_n)
     for cells, (top, left) in zip(cells_WHnn, places, strict=True):
         total[:, top : top + n, left : left + n] += weight_nn * cells

@@ -146,7 +146,8 @@ class AttentionTask:
 
     def illustrate(self, results: Mapping[str, TaskResult]) -> list[Figure]:
         """Head by phenotype, of all subjects."""
-        return charts({who: result.tables[HEADS] for who, result in results.items() if result.tables})
+        tables = {who: result.tables[HEADS] for who, result in results.items()}
+        return charts({who: table for who, table in tables.items() if len(table)})
 
     def _seen(
         self,

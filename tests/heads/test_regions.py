@@ -125,6 +125,23 @@ def test_no_border_of_a_window_is_seen_in_a_vits_map(stride: int) -> None:
     assert across <= inside
 
 
+def _preferring_borders(tiles: Tensor) -> Attention:
+    """One head that sees noise, and gives the outermost patches of its window half as much again."""
+    (planted,) = _planted(tiles).maps_BHhw.swapaxes(0, 1)[:1]
+    bias = np.full((4, 4), 1.5)
+    bias[1:3, 1:3] = 1.0
+    return Attention(maps_BHhw=(planted * bias)[:, None], prefix_BH=np.zeros((len(planted), 1)))
+
+
+@pytest.mark.parametrize("stride", [24, 32])
+def test_what_a_vit_does_at_borders_alone_leaves_no_seam(stride: int) -> None:
+    windows = Windows(side_px=64, stride_px=stride, patch_px=16)
+    noise = np.random.default_rng(0).integers(120, 136, (28, 28, 3), dtype=np.uint8)
+    region = noise.repeat(16, axis=0).repeat(16, axis=1)
+    across, inside = _seams(attended(region, _preferring_borders, windows), windows)
+    assert across <= inside
+
+
 def test_windows_that_are_only_put_together_show_their_borders() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     region = np.asarray(Image.fromarray(noise).resize((400, 400), Image.Resampling.BICUBIC))
@@ -145,9 +162,21 @@ def test_no_border_of_a_window_is_seen_on_a_real_region(shared_data: Path) -> No
     if not path.is_file():
         pytest.skip(f"no {path}")
     region = np.asarray(Image.open(path).convert("RGB"))[1000:1912, 1000:1912]
-    windows = Windows(side_px=64, stride_px=48, patch_px=16)
+    windows = Windows.finer(side_px=64, patch_px=16, overlap=0.5)  # as configured
     across, inside = _seams(attended(region, Heads(_encoder()), windows), windows)
     assert across <= inside
+
+
+@pytest.mark.parametrize(
+    ("side", "patch", "overlap", "stride"),
+    [(224, 16, 0.5, 104), (64, 16, 0.5, 24), (256, 16, 0.5, 120), (224, 14, 0.5, 105), (64, 16, 1.0, 8)],
+)
+def test_a_stride_overlaps_as_asked_or_more_in_cells_of_half_a_patch(
+    side: int, patch: int, overlap: float, stride: int
+) -> None:
+    windows = Windows.finer(side_px=side, patch_px=patch, overlap=overlap)
+    assert windows.stride_px == stride
+    assert windows.cell_px == patch // 2
 
 
 def test_haematoxylin_over_a_region_is_the_regions_own() -> None:

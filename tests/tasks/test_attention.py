@@ -197,6 +197,14 @@ def test_real_heads_are_looked_at_without_a_truth(
     result = configured().tune(vit, DrawnTiles(told=True), subject="encoder", place=_place(tmp_path))
     assert np.isfinite(_value(result, "best_head", "haematoxylin_correlation").value)
     assert any("haematoxylin stands for them" in note for note in result.notes)
+    colour = configured().tune(
+        encoder_of(ColorStatistics()),
+        DrawnTiles(told=True),
+        subject="colour",
+        place=_place(tmp_path, trained=vit),
+    )
+    charts = configured().illustrate({"encoder": result, "colour": colour})
+    assert [chart.name for chart in charts] == ["heads-correlation"]
 
 
 def test_backbones_without_heads_are_refused(

@@ -254,6 +254,6 @@ def _by_content(group: dict[str, Any], *, key: str) -> dict[str, Any]:
     if not isinstance(group.get(key), str):
         return group
     path = Path(group[key].removeprefix(FOLDER))
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(path.rglob("*") if key in PROTOCOL_FILES else path.iterdir()) if path.is_dir() else [path]
     contents = [file_fingerprint(file) for file in files if file.is_file()]
     return {**group, key: contents} if contents else group

@@ -33,6 +33,7 @@ class PixelTruth:
 
         Raises:
             FileNotFoundError: there is no such folder.
+            ValueError: two phenotypes have one name.
         """
         self._source = source if isinstance(source, SlideTiles) else None
         self._slide = source.table()["slide"].to_numpy(dtype=str)
@@ -40,6 +41,12 @@ class PixelTruth:
         self._nuclei = self._folder(nuclei, NUCLEI)
         self._tissues = self._folder(tissues, ANNOTATIONS)
         self._classes = read_classes(self._tissues) if self._tissues else {}
+        doubled = {name for name in self.names if self.names.count(name) > 1}
+        if doubled:
+            raise ValueError(
+                f"{self._tissues}: several phenotypes are called {', '.join(sorted(doubled))}, as nuclei are "
+                "where they are known; give each class in classes.json a name of its own"
+            )
         self._raster = lru_cache(maxsize=4)(_raster)
 
     @property

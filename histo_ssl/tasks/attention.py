@@ -140,7 +140,9 @@ class AttentionTask:
         result.notes.append(f"{len(paths)} {'images' if len(paths) > 1 else 'image'}, taken to be at {mpp}")
         windows = self._windows(encoder, side_px=encoder.card.tile_px)
         result.figures = [
-            figure for one in paths for figure in region_figures(one, attends, windows, share=self.top_mass)
+            figure
+            for number, one in enumerate(paths, start=1)
+            for figure in region_figures(one, attends, windows, share=self.top_mass, number=number)
         ]
         return result
 

@@ -75,11 +75,22 @@ def tile_figures(
     return [tiles, *regions]
 
 
-def region_figures(path: Path, attends: Attends, windows: Windows, *, share: float) -> list[Figure]:
-    """Of an image: one figure of all heads, and each head on it at full resolution beside that."""
+def region_figures(
+    path: Path, attends: Attends, windows: Windows, *, share: float, number: int
+) -> list[Figure]:
+    """Of an image: one figure of all heads, and each head on it at full resolution beside that.
+
+    Args:
+        path: of the image.
+        attends: whose heads.
+        windows: how it is seen.
+        share: of a map's mass that is picked out.
+        number: begins the names of its figures, since images of several folders may be called alike.
+    """
+    stem = f"{number:03}-{path.stem}"
     region = _whole_cells(read_image(path), windows)
     maps = attended(region, attends, windows)
-    overview = _sheet(region, maps, share=share, name=path.stem, title=path.name)
+    overview = _sheet(region, maps, share=share, name=stem, title=path.name)
     mean = maps.mean(axis=0)
     full = {f"head{h + 1}": partial(_over, path, windows, one) for h, one in enumerate(maps)}
     full |= {
@@ -90,7 +101,7 @@ def region_figures(path: Path, attends: Attends, windows: Windows, *, share: flo
         overview,
         *(
             Figure(
-                name=f"{path.stem}-{name}",
+                name=f"{stem}-{name}",
                 title=f"{path.name}: {name}",
                 alt=f"{path.name} at full resolution with attention on it",
                 group=GROUPS[0],

@@ -1,6 +1,7 @@
 """Folders are named by all that their content depends on, and by nothing else."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from histo_ssl.config.plan import Plan
 
@@ -16,3 +17,26 @@ def test_embeddings_and_scores_depend_on_how_embeddings_are_rounded(compose: Cal
     assert plain.task_tile_folder == half.task_tile_folder
     assert half.result_config == {**plain.result_config, "dtype": "float16"}
     assert planned("embedding.batch_size=7").embedding_folder("e") == plain.embedding_folder("e")
+
+
+def test_a_result_depends_on_what_is_in_the_images_it_draws_wherever_they_lie(
+    compose: Callable[..., Plan], tmp_path: Path
+) -> None:
+    def folder_of(name: str, content: bytes) -> Path:
+        (tmp_path / name / "below").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "below" / "a.png").write_bytes(content)
+        given = f"task.protocol.input={tmp_path / name}"
+        return compose("method=random", "backbone=vit_t", "task=attention", given).result_folder
+
+    assert folder_of("here", b"1") == folder_of("there", b"1") != folder_of("elsewhere", b"2")
+
+
+def test_images_of_one_s_own_take_no_tiles_and_a_table_of_tiles_does(compose: Callable[..., Plan]) -> None:
+    asked = ("method=random", "backbone=vit_t", "task=attention")
+    given = {name: compose(*asked, f"task.protocol.input={name}") for name in ("null", "a.png", "a.csv")}
+    assert {name: plan.has_images for name, plan in given.items()} == {
+        "null": False,
+        "a.png": True,
+        "a.csv": False,
+    }
+    assert not compose("method=random", "backbone=vit_t").has_images

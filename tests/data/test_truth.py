@@ -98,6 +98,12 @@ def test_a_folder_that_is_not_there_is_refused(source: SlideTiles) -> None:
         PixelTruth(source, nuclei="/nowhere", tissues=None)
 
 
+def test_two_phenotypes_of_one_name_are_refused(source: SlideTiles, tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text(json.dumps({"1": "nuclei", "2": "fat"}))
+    with pytest.raises(ValueError, match="several phenotypes are called nuclei"):
+        PixelTruth(source, nuclei=None, tissues=str(tmp_path))
+
+
 def test_a_region_has_its_tile_in_the_middle(source: SlideTiles) -> None:
     table = source.table()
     inner = table[(table["x"].between(100, 300)) & (table["y"].between(100, 300))].index[0]

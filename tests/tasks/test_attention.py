@@ -273,12 +273,13 @@ def test_an_image_is_drawn_in_windows_of_the_encoders_tiles(
 
     noise = np.random.default_rng(0).integers(0, 256, (35, 50, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    Image.fromarray(noise[:8, :8]).save(tmp_path / "small.png")
+    (tmp_path / "below").mkdir()
+    Image.fromarray(noise[:8, :8]).save(tmp_path / "below" / "a.png")
     task = replace(configured(), input=str(tmp_path))
     result = task.draw(vit, place=_place(tmp_path))
     names = [figure.name for figure in result.figures]
-    assert names[:6] == ["a", "a-head1", "a-head2", "a-head3", "a-mean", "a-top-mass"]
-    assert len(names) == 12
+    assert names[:6] == [f"001-a{name}" for name in ("", "-head1", "-head2", "-head3", "-mean", "-top-mass")]
+    assert len(set(names)) == 12
     sizes = [figure.image().size for figure in result.figures[1:6] if callable(figure.image)]
     assert sizes == [(50, 34)] * 5  # whole cells of 2 px
     assert [figure.is_listed for figure in result.figures[:6]] == [True, *[False] * 5]

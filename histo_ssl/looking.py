@@ -1,4 +1,4 @@
-"""Where models of bags looked: the attention of chosen slides as tables, as maps, and by their tiles' labels.
+"""Where models of bags looked: attention of chosen slides as tables, as maps, by labels; and tiles in rows.
 
 Letters: N tiles of a slide.
 """
@@ -24,8 +24,8 @@ from histo_ssl.slidemaps.heatmap import drawn_over, value_layer, value_map
 from histo_ssl.slidemaps.legend import ColourBar, font_of, mark
 from histo_ssl.slidemaps.percentiles import percentiles
 from histo_ssl.slidemaps.picture import PERCENTILE_NOTE, Panel, picture, text_px
-from histo_ssl.slidemaps.sheet import Group, contact_sheet
-from histo_ssl.tasks.base import Look
+from histo_ssl.slidemaps.sheet import Group, contact_sheet, ranked
+from histo_ssl.tasks.base import Figure, Look, Sheet
 from histo_ssl.tasks.metrics import auc
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,17 @@ def write_looks(looks: Sequence[Look], source: TileSource, folder: Path) -> None
     by_label = [row for look in looks for row in _write_look(look, source, known, folder / ATTENTION)]
     if by_label:
         write_text(folder / ATTENTION / BY_LABEL, csv_text(_summary(pd.DataFrame(by_label))))
+
+
+def draw_sheet(sheet: Sheet, source: TileSource) -> Figure:
+    """A sheet with its tiles."""
+    groups = [
+        Group(title=title, tiles=[source.read(int(row)) for row in rows], captions=captions)
+        for title, rows, captions in sheet.rows
+    ]
+    n_columns = max(len(rows) for _, rows, _ in sheet.rows)
+    image = contact_sheet(groups, n_columns=n_columns, side_px=SHEET_TILE_PX)
+    return Figure(name=sheet.name, title=sheet.title, alt=sheet.alt, group=sheet.group, image=image)
 
 
 def _write_look(
@@ -118,8 +129,7 @@ def _sheet(
         Group(
             title=f"{look.slide}: {title}",
             tiles=[source.read(int(row)) for row in rows[chosen]],
-            ranks=places[chosen],
-            percentiles=shown[chosen],
+            captions=ranked(places[chosen], shown[chosen]),
         )
         for title, chosen in (("highest attention", found.top), ("lowest attention", found.bottom))
     ]

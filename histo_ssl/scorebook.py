@@ -15,7 +15,7 @@ from histo_ssl.data.loading import Loading
 from histo_ssl.data.thumbnails import thumbnails
 from histo_ssl.folders.artifacts import Counts, write_image, write_json, write_text
 from histo_ssl.folders.cells import csv_text
-from histo_ssl.looking import write_looks
+from histo_ssl.looking import draw_sheet, write_looks
 from histo_ssl.tasks.base import Figure, TaskResult
 
 THUMBNAILS = "thumbnails.png"
@@ -37,7 +37,8 @@ def write_results(
     of_encoder = results["encoder"]
     write_json(folder / "results.json", _summary(plan, results))
     _write_tables(results, folder)
-    _write_figures(of_encoder.figures, folder)
+    drawn = [draw_sheet(sheet, source) for sheet in of_encoder.sheets] if source else []
+    _write_figures([*of_encoder.figures, *drawn], folder)
     if source:
         _write_thumbnails(plan, of_encoder, source, folder)
         write_looks(of_encoder.looks, source, folder)

@@ -24,7 +24,8 @@ STYLE: dict[Any, Any] = {
 }
 CELL_INCHES = (0.75, 0.3)
 BAR_INCHES = 0.15  # width of the colour bar, and its distance
-COLORMAP = "PuOr"  # told apart by those who see fewer colours, white where nothing is told
+DIVERGING = "PuOr"  # told apart by those who see fewer colours, white where nothing is told
+SEQUENTIAL = "Blues"  # white is 0
 DPI = 130
 DARK = 0.3  # distance from the middle, of an end's, from which numbers are written in white
 
@@ -41,6 +42,7 @@ class Chart:
     low: float
     high: float
     label: str  # of the colour bar
+    colormap: str  # matplotlib's
 
 
 def draw(chart: Chart) -> Image.Image:
@@ -51,14 +53,15 @@ def draw(chart: Chart) -> Image.Image:
         figure = Figure(figsize=(width + 2 * BAR_INCHES, height))
         share = width / (width + 2 * BAR_INCHES)
         axes = figure.add_axes((0, 0, share, 1))
-        image = axes.imshow(chart.values, cmap=COLORMAP, vmin=chart.low, vmax=chart.high, aspect="auto")
+        image = axes.imshow(chart.values, cmap=chart.colormap, vmin=chart.low, vmax=chart.high, aspect="auto")
         axes.set_xticks(range(n_columns), chart.columns, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(n_rows), chart.rows)
         axes.tick_params(length=0)
         axes.set_title(chart.title, loc="left", fontsize=10)
         middle, reach = (chart.low + chart.high) / 2, (chart.high - chart.low) / 2
+        ends = (-1, 1) if chart.colormap == DIVERGING else (1,)
         for (row, column), value in np.ndenumerate(chart.values):
-            far = abs(value - middle) > 2 * DARK * reach
+            far = any(end * (value - middle) > 2 * DARK * reach for end in ends)
             text = "–" if math.isnan(value) else f"{value:.2f}"
             ink = "white" if far else INK
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)

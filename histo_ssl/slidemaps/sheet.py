@@ -20,15 +20,19 @@ class Group:
 
     title: str
     tiles: Sequence[NDArray[np.uint8]]  # of (S, S, 3)
-    ranks: NDArray[np.int64]  # (n,) within the slide, 1 for the highest score
-    percentiles: NDArray[np.floating]  # (n,) within the slide, 0-100
+    captions: Sequence[tuple[str, str]]  # the two lines under each tile
 
 
-def captions(group: Group) -> list[tuple[str, str]]:
-    """The two lines under each tile: ("rank 3", "percentile 99.2")."""
+def ranked(ranks: NDArray[np.int64], percentiles: NDArray[np.floating]) -> list[tuple[str, str]]:
+    """Captions of tiles by their scores: ("rank 3", "percentile 99.2").
+
+    Args:
+        ranks: (n,) within the slide, 1 for the highest score.
+        percentiles: (n,) within the slide, 0-100.
+    """
     return [
         (f"rank {rank:,}", f"percentile {percentile:.1f}")
-        for rank, percentile in zip(group.ranks.tolist(), group.percentiles.tolist(), strict=True)
+        for rank, percentile in zip(ranks.tolist(), percentiles.tolist(), strict=True)
     ]
 
 
@@ -43,7 +47,7 @@ def contact_sheet(groups: Sequence[Group], *, n_columns: int, side_px: int) -> I
     top = gap
     for group, rows in zip(groups, n_rows, strict=True):
         _heading(sheet, group.title, top=top, font=font)
-        for i, (tile, words) in enumerate(zip(group.tiles, captions(group), strict=True)):
+        for i, (tile, words) in enumerate(zip(group.tiles, group.captions, strict=True)):
             row, column = divmod(i, n_columns)
             place = (gap + column * (side_px + gap), top + 2 * line + row * row_px)
             _paste(sheet, tile, words, place=place, side_px=side_px, font=font)

@@ -66,6 +66,19 @@ class Figure:
     is_listed: bool = True  # in figures.json; false for those that are too large for a page
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Tiles to be shown in rows; a task on embeddings knows their numbers alone."""
+
+    name: str  # as of a Figure, as are the next three
+    title: str
+    alt: str
+    group: str
+    rows: list[
+        tuple[str, NDArray[np.int64], list[tuple[str, str]]]
+    ]  # heading, numbers of tiles, two lines each
+
+
 @dataclass(kw_only=True)
 class TaskResult:
     """What a task found out about one set of embeddings."""
@@ -85,6 +98,7 @@ class TaskResult:
         default_factory=list
     )  # where a model looked, of the slides that are to be shown
     figures: list[Figure] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)  # become figures, where there are tiles to read
 
 
 @dataclass(frozen=True, kw_only=True)

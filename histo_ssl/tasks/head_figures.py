@@ -17,7 +17,7 @@ from histo_ssl.data.base import TileSource
 from histo_ssl.data.images import read_image
 from histo_ssl.data.slides import SlideTiles
 from histo_ssl.heads.attending import Attends
-from histo_ssl.heads.chart import Chart, draw
+from histo_ssl.heads.chart import DIVERGING, Chart, draw
 from histo_ssl.heads.drawing import Panel, overlay, panels_of, picked_out, sheet, sized, top_panels
 from histo_ssl.heads.maps import top_mass
 from histo_ssl.heads.regions import Windows, attended
@@ -135,6 +135,7 @@ def charts(tables: Mapping[str, pd.DataFrame]) -> list[Figure]:
             low=low,
             high=high,
             label=label,
+            colormap=DIVERGING,
         )
         best = "; ".join(f"{name}: {wide[name].idxmax()} {wide[name].max():.2f}" for name in wide.columns)
         made.append(

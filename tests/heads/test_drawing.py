@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from histo_ssl.heads.chart import Chart, draw
+from histo_ssl.heads.chart import DIVERGING, Chart, draw
 from histo_ssl.heads.drawing import (
     OUTLINE,
     PAPER,
@@ -84,6 +84,7 @@ def test_a_chart_is_the_same_twice_and_marks_what_was_not_measured() -> None:
         low=0.0,
         high=1.0,
         label="AUC",
+        colormap=DIVERGING,
     )
     first, second = (np.asarray(draw(chart)) for _ in range(2))
     assert (first == second).all()

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from histo_ssl.slidemaps.legend import INK, font_of, line_px
-from histo_ssl.slidemaps.sheet import Group, captions, contact_sheet
+from histo_ssl.slidemaps.sheet import Group, contact_sheet, ranked
 
 SIDE = 120
 FONT = font_of(12)
@@ -18,7 +18,7 @@ def group(title: str, *values: int) -> Group:
     tiles = [np.stack([columns, rows, 0 * rows + value], axis=2).astype(np.uint8) for value in values]
     n = len(values)
     return Group(
-        title=title, tiles=tiles, ranks=np.arange(1, n + 1) * 1000, percentiles=100 - np.arange(n) / 8
+        title=title, tiles=tiles, captions=ranked(np.arange(1, n + 1) * 1000, 100 - np.arange(n) / 8)
     )
 
 
@@ -40,7 +40,7 @@ def test_each_tile_is_the_mean_of_its_pixels_at_its_place_over_its_words(n_colum
             x = gap + i % n_columns * (SIDE + gap)
             expected = tile.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
             np.testing.assert_allclose(sheet[y : y + SIDE, x : x + SIDE], expected, atol=0.51)
-            for line, text in enumerate(captions(some)[i]):
+            for line, text in enumerate(some.captions[i]):
                 found = sheet[y + SIDE + line * LINE : y + SIDE + (line + 1) * LINE, x : x + SIDE]
                 np.testing.assert_array_equal(found, line_of(text))
         top += 2 * LINE + -(-len(some.tiles) // n_columns) * row_px
@@ -48,7 +48,7 @@ def test_each_tile_is_the_mean_of_its_pixels_at_its_place_over_its_words(n_colum
 
 
 def test_the_words_are_rank_and_percentile() -> None:
-    assert captions(group("x", 1, 2)) == [
+    assert group("x", 1, 2).captions == [
         ("rank 1,000", "percentile 100.0"),
         ("rank 2,000", "percentile 99.9"),
     ]

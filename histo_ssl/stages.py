@@ -13,6 +13,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from histo_ssl.comparing import comparisons
+from histo_ssl.config.filters import filters
 from histo_ssl.config.plan import Listed, Plan
 from histo_ssl.config.preflight import prepared
 from histo_ssl.data.base import TileSource
@@ -154,6 +155,10 @@ def _pretrain(plan: Plan, folder: Path) -> Counts:
     write_sheet(data, folder / "views.png")
     method, counted = _fit(plan, data, folder)
     export(method.encoder(), card_of_trained(plan, method.encoder(), data), folder)
+    if plan.choices["logger"] != "none":
+        from histo_ssl.report.wandb import log_encoder  # noqa: PLC0415 (starts W&B, which not all want)
+
+        log_encoder(_logger(plan), folder=folder)
     return {"steps": data.total_steps, "tiles": len(data.rows), **counted}
 
 
@@ -199,14 +204,12 @@ def _trainer(plan: Plan) -> Callable[..., Trainer]:
 
 
 def _logger(plan: Plan) -> Logger | None:
-    names = [plan.choices[group] for group in ("method", "backbone", "data")]
     logger: Logger | None = instantiate(plan.group("logger"))(
         folder=plan.runs_dir,  # W&B writes on until the process ends, so not into a folder that gets done
         run_id=plan.encoder_fingerprint,
         name=plan.pretrain_folder.name,
-        group="-".join(names),
-        tags=names,
-        config=plan.pretrain_config | plan.tile_config,
+        tags=[plan.choices[group] for group in ("method", "backbone", "data")],
+        config=filters(plan),
     )
     return logger
 

@@ -5,7 +5,5 @@ from pathlib import Path
 from typing import Any
 
 
-def no_logger(
-    *, folder: Path, run_id: str, name: str, group: str, tags: list[str], config: Mapping[str, Any]
-) -> None:
+def no_logger(*, folder: Path, run_id: str, name: str, tags: list[str], config: Mapping[str, Any]) -> None:
     """No logger, asked for with the words that every other logger takes."""

@@ -1,13 +1,15 @@
-"""Weights & Biases: curves as they come, then the report's tables and pictures. No other file imports it.
+"""Weights & Biases: one run per encoder, which goes on where it stopped, on this machine or on the server.
 
-It is a courtesy to the user and never a reason to stop: whatever goes wrong there becomes one warning.
+It is a courtesy to the user and never a reason to stop or to wait: whatever goes wrong there becomes one
+warning. What is sent beside the curves is made in `dashboard`; no other file imports W&B.
 """
 
-import io
+import json
 import netrc
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -15,71 +17,100 @@ from urllib.parse import urlsplit
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 
+from histo_ssl.folders.artifacts import write_json
 from histo_ssl.folders.redaction import redacted
-from histo_ssl.report.plots import Picture
+from histo_ssl.report.dashboard import content_of, encoder_of, summary_of
 from histo_ssl.report.runs import read_runs, read_tile_sets
-from histo_ssl.report.scores import FLOORS, ScoreRow
-from histo_ssl.report.sections import (
-    Confusion,
-    ResultSection,
-    RunSection,
-    TileSection,
-    run_section,
-    tile_section,
-)
+from histo_ssl.report.sections import RunSection, TileSection, run_section, tile_section
 
 Mode = Literal["online", "offline", "disabled", "shared"]
-TABLE_COLUMNS: list[str | int] = [
-    "protocol",
-    "metric",
-    "class",
-    "encoder",
-    "low",
-    "high",
-    *FLOORS,
-    "chance",
-    "verdict",
-]
+STEP = "trainer/global_step"  # Lightning's name of the axis
+START_S = 20.0  # to wait for the server before a run goes on offline
+FINISH_S = 60.0  # to wait for it once the program has ended; the rest is on the disk for `wandb sync`
+FLUSH_S = 1.0  # between two writings of W&B's file: what a kill of its own process may cost
+# What W&B raises of its server, of its settings, and of its own process, which may have been killed.
+TROUBLE = (wandb.errors.Error, OSError, RuntimeError, ValueError)
+
+
+class Curves(WandbLogger):
+    """Lightning's logger, of a run that may have been killed and started again.
+
+    A resumed training makes the steps since its checkpoint once more, with the same numbers. Those that were
+    sent before are not sent again; names and steps of what was are kept in a file, since neither an offline
+    run nor a server tells. After trouble nothing more is sent.
+    """
+
+    def __init__(self, run: Any, *, sent: Path, **words: Any) -> None:
+        super().__init__(experiment=run, **words)
+        self.sent = sent
+        self._before: Mapping[str, int] = _read(sent)
+        self._steps = dict(self._before)
+        self.is_off = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send the numbers of one step, but for those that were sent before the start."""
+        assert step is not None
+        new = {name: value for name, value in metrics.items() if self._before.get(name, -1) < step}
+        if new:
+            self.send(lambda: self._log(new, step))
+
+    @rank_zero_only
+    def send(self, how: Callable[[], Any]) -> None:
+        """Do it, unless there was trouble; trouble is a warning."""
+        if self.is_off:
+            return
+        try:
+            how()
+        except TROUBLE as error:
+            self.is_off = True
+            _warn(f"W&B takes no more of this run ({error}); the report has it all")
+
+    def _log(self, new: Mapping[str, float], step: int) -> None:
+        if not self.experiment.disabled:
+            self._steps |= dict.fromkeys(new, step)
+            write_json(self.sent, self._steps)  # first, so that a kill costs a point rather than doubling it
+        self.experiment.log({**new, STEP: step})
 
 
 def wandb_logger(
     *,
     project: str,
+    group: str | None,
     folder: Path,
     run_id: str,
     name: str,
-    group: str,
     tags: list[str],
     config: Mapping[str, Any],
-) -> WandbLogger | None:
+) -> Curves | None:
     """A logger whose W&B run goes on where a run of the same `run_id` stopped, or None where W&B can't start.
 
     Args:
         project: name of the W&B project.
+        group: runs that the site shows together, such as a sweep's; None: those of the same tags.
         folder: W&B keeps its files in a folder `wandb` in it; they grow until the process ends.
         run_id: stable name of the run, such as a fingerprint.
         name: what the run is called on the site.
-        group: runs that the site shows together.
         tags: words to filter runs by.
         config: plain values; nothing secret.
+
+    Returns:
+        None on ranks other than 0, too.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    words = {
-        "project": project,
-        "id": run_id,
-        "name": name,
-        "group": group,
-        "tags": tags,
-        "config": redacted(dict(config)),
-    }
-    try:
-        run = _live_run(run_id) or _start(words | {"dir": folder})
-    except wandb.errors.Error as error:
-        _warn(f"W&B is off for this run: {error}; the report shows the same, logger=none silences this")
+    if rank_zero_only.rank:  # type: ignore[attr-defined] # set by Lightning
         return None
-    return WandbLogger(project=project, id=run_id, name=name, save_dir=folder, experiment=run)
+    folder.mkdir(parents=True, exist_ok=True)
+    words = {"project": project, "id": run_id, "name": name, "tags": tags, "dir": folder}
+    words |= {"group": group or "-".join(tags), "config": redacted(dict(config))}
+    try:
+        run = _live_run(run_id) or _start(words)
+    except TROUBLE as error:
+        reason = " ".join(str(error).split())
+        _warn(f"W&B is off for this run: {reason}; the report shows the same, logger=none silences this")
+        return None
+    sent = folder / "wandb" / f"sent-{run_id}.json"
+    return Curves(run, sent=sent, project=project, id=run_id, name=name, save_dir=folder)
 
 
 def wanted_mode() -> Mode | None:
@@ -101,91 +132,60 @@ def is_logged_in() -> bool:
         return False
 
 
-@rank_zero_only
 def log_results(logger: Logger | None, *, runs_dir: Path, encoder_folder: Path) -> None:
-    """Send what the report shows of one encoder: tables, confusion matrices, views and overlays.
+    """Send what the report shows of one encoder: tables, confusion matrices, maps, views and overlays.
 
     Args:
         logger: any other than W&B's is left alone.
         runs_dir: where the finished folders lie.
         encoder_folder: the run's folder in `pretrain/`.
     """
-    if not isinstance(logger, WandbLogger):
+    if not isinstance(logger, Curves):
         return
     runs = [
         run_section(run, place=0) for run in read_runs(runs_dir) if run.folder.name == encoder_folder.name
     ]
     names = {part.result.tile_folder for run in runs for part in run.results}
     tiles = [tile_section(tiles, place=0) for tiles in read_tile_sets(runs_dir) if tiles.name in names]
-    try:
-        for run in runs:
-            logger.experiment.log(_content(run, tiles=tiles))
-            logger.experiment.summary.update(_summary(run))
-    except wandb.errors.Error as error:
-        _warn(f"W&B did not take the results ({error}); the report has them all")
+    for run in runs:
+        logger.send(partial(_send_results, logger.experiment, run, tiles))
 
 
-@rank_zero_only
+def log_encoder(logger: Logger | None, *, folder: Path) -> None:
+    """Send a trained encoder as an artifact with its card as metadata; `wandb sync` takes it along later.
+
+    Args:
+        logger: any other than W&B's is left alone.
+        folder: of the encoder, which stays where it is: it is not copied.
+    """
+    if isinstance(logger, Curves):
+        logger.send(lambda: logger.experiment.log_artifact(encoder_of(folder)))
+
+
+def _send_results(to: Any, run: RunSection, tiles: list[TileSection]) -> None:
+    to.log(content_of(run, tiles=tiles))
+    to.summary.update(summary_of(run))
+
+
 def _start(words: dict[str, Any]) -> Any:
-    """A new W&B run on rank 0; offline where the server can't be reached, as on many a cluster's nodes."""
-    settings = wandb.Settings(console="off", quiet=True)  # the terminal stays the progress bar's
+    """A new W&B run; offline where the server can't be reached, as on many a cluster's nodes."""
+    settings = wandb.Settings(
+        console="off",  # the terminal stays the progress bar's
+        quiet=True,
+        init_timeout=START_S,
+        finish_timeout=FINISH_S,
+        x_transaction_log_flush_interval=FLUSH_S,
+    )
     try:
         run = wandb.init(**words, mode=wanted_mode(), resume="allow", settings=settings)
-    except wandb.errors.CommError as error:
-        _warn(f"W&B is not to be reached ({error}): logging offline, `wandb sync` sends it later")
+    except (wandb.errors.CommError, TimeoutError) as error:
+        reason = str(error).splitlines()[0]
+        _warn(f"W&B is not to be reached ({reason}): logging offline, `wandb sync` sends it later")
+        wandb.teardown()  # else its own process would call the run's name taken
         run = wandb.init(**words, mode="offline", resume="allow", settings=settings)
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP, step_sync=True)
     return run
-
-
-def _content(run: RunSection, *, tiles: list[TileSection]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for part in run.results:
-        task = part.result.task
-        content[f"{task}/scores"] = _table(part)
-        content |= {f"{task}/confusion/{c.subject}/{c.protocol}": _chart(c) for c in part.confusions}
-        content |= {f"{task}/predicted/{picture.title}": _image(picture) for picture in part.scatters}
-    if run.views:
-        content["views"] = _image(run.views)
-    for section in tiles:
-        name = section.tile_set.name
-        content |= {f"{name}/overlays/{picture.title}": _image(picture) for picture in section.overlays}
-    return content
-
-
-def _summary(run: RunSection) -> dict[str, float]:
-    """The primary scores, by which the site sorts and filters runs."""
-    rows = [(part.result.task, part.primary) for part in run.results if part.primary]
-    estimates = {task: {"encoder": row.encoder, **row.floors} for task, row in rows}
-    return {f"{task}/{name}": e.value for task, named in estimates.items() for name, e in named.items() if e}
-
-
-def _table(part: ResultSection) -> wandb.Table:
-    rows = [row for _, group in part.rows + part.class_rows for row in group]
-    return wandb.Table(columns=TABLE_COLUMNS, data=[_cells(row) for row in rows])
-
-
-def _cells(row: ScoreRow) -> list[str | float | None]:
-    encoder = [row.encoder.value, row.encoder.low, row.encoder.high] if row.encoder else [None] * 3
-    floors = [row.floors[subject].value if subject in row.floors else None for subject in FLOORS]
-    return [row.protocol, row.metric, row.label, *encoder, *floors, row.chance, row.verdict]
-
-
-def _chart(confusion: Confusion) -> Any:
-    """W&B's own chart; it counts pairs by itself, so each cell is spread out into its tiles."""
-    cells = [(i, j, count) for i, (_, row) in enumerate(confusion.rows) for j, (count, _) in enumerate(row)]
-    return wandb.plot.confusion_matrix(
-        y_true=[i for i, _, count in cells for _ in range(count)],
-        preds=[j for _, j, count in cells for _ in range(count)],
-        class_names=[name for name, _ in confusion.rows],
-        title=f"{confusion.subject}, {confusion.protocol}",
-    )
-
-
-def _image(picture: Picture) -> wandb.Image:
-    pixels = Image.open(io.BytesIO(picture.content)).convert("RGB")
-    return wandb.Image(pixels, caption=picture.title, file_type="jpg")
 
 
 def _live_run(run_id: str) -> Any:
@@ -193,6 +193,14 @@ def _live_run(run_id: str) -> Any:
     if wandb.run is not None and wandb.run.id != run_id:
         wandb.finish()
     return wandb.run
+
+
+def _read(sent: Path) -> dict[str, int]:
+    """The last step that was sent of each name; none where the file is not there or not whole."""
+    try:
+        return {str(name): int(step) for name, step in json.loads(sent.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _warn(text: str) -> None:

@@ -1,10 +1,11 @@
 """A `runs_dir` as the stages would leave it, with names that try to break out of every format."""
 
 import functools
+import importlib.util
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,15 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> FakeRuns:
 @pytest.fixture
 def fake_runs(tmp_path: Path) -> FakeRuns:
     return FakeRuns(tmp_path / "runs")
+
+
+@pytest.fixture
+def wandb_server() -> Iterator[Any]:
+    """The server of `wandb_server.py`, which listens."""
+    spec = importlib.util.spec_from_file_location("wandb_server", Path(__file__).with_name("wandb_server.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.Server() as server:
+        yield server

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 STOP = "stop"  # the flag by which a rank tells the others
 SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
+PREEMPTING = (signal.SIGUSR1, signal.SIGTERM)  # asked for by `sbatch --signal`; sent to what is preempted
+RUNNING = re.compile(r"\bJobState=RUNNING\b")  # in `scontrol show job`
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 
 
@@ -74,8 +76,8 @@ class Interruption(Callback):
         self.checkpoints.write(trainer)
         if not trainer.is_global_zero:
             raise SystemExit(0)
-        if signum == signal.SIGUSR1 and SLURMEnvironment.detect():
-            requeue()
+        if signum in PREEMPTING and SLURMEnvironment.detect():
+            requeue(signum)
         raise Stopped(signum, where=f" at step {trainer.global_step}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,21 +103,32 @@ def _install_nothing() -> None:
     pass
 
 
-def requeue() -> None:
-    """Ask SLURM to start this job again; a failure is a warning, the checkpoint is written anyway."""
+def requeue(signum: int) -> None:
+    """Ask SLURM to start this job again; a failure is a warning, the checkpoint is written anyway.
+
+    SIGTERM comes when a job is preempted, which is running then, but also from `scancel` and at its time
+    limit, when SLURM is ending it already: what a person has cancelled must not come back.
+    """
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     if not JOB_ID.fullmatch(job):
         log.warning("pretrain: %r is no job of SLURM's; start it again with the same command", job)
         return
     try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+        if signum == signal.SIGTERM and not RUNNING.search(_scontrol("show", "job", job)):
+            log.info("pretrain: job %s is not requeued, since SLURM is ending it", job)
+            return
+        _scontrol("requeue", job)
     except (OSError, subprocess.CalledProcessError) as error:
         log.warning(
             "pretrain: job %s was not requeued (%s); start it again with the same command", job, error
         )
     else:
         log.info("pretrain: job %s is requeued", job)
+
+
+def _scontrol(*words: str) -> str:
+    return subprocess.run(["scontrol", *words], check=True, capture_output=True, text=True).stdout
 
 
 def _end_at_once() -> None:

@@ -72,11 +72,13 @@ def launch(warm: Any, tmp_path: Path) -> Iterator[Launch]:
             os.kill(pid, signal.SIGKILL)
 
 
-def _launched(warm: Any, cwd: Path, *arguments: str, by: str = "lightning", runs: str = "runs") -> Started:
+def _launched(
+    warm: Any, cwd: Path, *arguments: str, by: str = "lightning", runs: str = "runs", path: str = ""
+) -> Started:
     run = partial(warm.start, cwd=cwd)
     job = ["-m", "histo_ssl", *JOB, *arguments, f"runs_dir={cwd / runs}"]
     if by == "slurm":
-        slurm = {**SLURM, "MASTER_PORT": str(_free_port())}
+        slurm = {**SLURM, "MASTER_PORT": str(_free_port()), "PATH": f"{path}:{os.environ['PATH']}"}
         return [run(*job, **slurm, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
     if by == "torchrun":
         return [run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *job)]
@@ -198,6 +200,28 @@ def test_a_killed_rank_ends_the_training_with_a_sentence_and_the_next_start_ends
     assert started[0].returncode == (-signal.SIGKILL if victim == 0 else 1)
     again = _finish(launch(*images, LONG, "trainer=ddp_cpu", by=by))
     assert [status for status, _ in again] == [0] * len(again), again
+    assert _losses(tmp_path / "runs") == _losses(unbroken)
+    assert _weights(tmp_path / "runs") == _weights(unbroken)
+
+
+@pytest.mark.slow
+def test_a_preempted_job_of_two_ranks_is_requeued_once_and_its_next_start_ends_as_if_unbroken(
+    launch: Launch, images: list[str], unbroken: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "scontrol").write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nif [ "$1" = show ]; then echo JobState=RUNNING; fi\n'
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    started = launch(*images, LONG, "trainer=ddp_cpu", by="slurm", path=str(tmp_path))
+    _wait_for(tmp_path / "runs", "pretrain/*/last.ckpt", started=started)
+    for process in started:  # SLURM tells all
+        process.terminate()
+    ended = _finish(started)
+    assert [status for status, _ in ended] == [143, 0], ended
+    assert (tmp_path / "asked").read_text() == "show job 1\nrequeue 1\n"
+    assert ended[0][1].startswith("stopped by SIGTERM at step ")
+    again = _finish(launch(*images, LONG, "trainer=ddp_cpu", by="slurm"))
+    assert [status for status, _ in again] == [0, 0], again
     assert _losses(tmp_path / "runs") == _losses(unbroken)
     assert _weights(tmp_path / "runs") == _weights(unbroken)
 

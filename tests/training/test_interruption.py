@@ -227,9 +227,15 @@ class _OnSlurm:
     detect = staticmethod(lambda: True)
 
 
-def _fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, *, status: int = 0) -> Path:
+def _fake_scontrol(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, status: int = 0, state: str = "RUNNING"
+) -> Path:
     program = folder / "scontrol"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\nexit {status}\n')
+    shown = f"JobId=77 JobName=j\\n   JobState={state} Reason=None"
+    program.write_text(
+        f'#!/bin/sh\nif [ "$1" = show ]; then printf "{shown}"; else echo "$@" >> {folder}/asked; fi\n'
+        f"exit {status}\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
@@ -237,17 +243,26 @@ def _fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, *, status: int
     return folder / "asked"
 
 
-@pytest.mark.parametrize(("signum", "asked"), [(signal.SIGUSR1, ["requeue 77"]), (signal.SIGTERM, [])])
-def test_under_slurm_a_job_whose_time_is_up_is_requeued_once_its_checkpoint_is_written(
+@pytest.mark.parametrize(
+    ("signum", "state", "asked"),
+    [
+        (signal.SIGUSR1, "RUNNING", ["requeue 77"]),  # its time is nearly up
+        (signal.SIGTERM, "RUNNING", ["requeue 77"]),  # it is preempted
+        (signal.SIGTERM, "COMPLETING", []),  # it was cancelled
+        (signal.SIGINT, "RUNNING", []),
+    ],
+)
+def test_under_slurm_a_job_that_must_give_way_is_requeued_once_its_checkpoint_is_written(
     image_source: Source,
     fit_tiny: Fit,
     tiny: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     signum: int,
+    state: str,
     asked: list[str],
 ) -> None:
-    path = _fake_scontrol(tmp_path, monkeypatch)
+    path = _fake_scontrol(tmp_path, monkeypatch, state=state)
     monkeypatch.setattr("histo_ssl.training.interruption.SLURMEnvironment", _OnSlurm)
     with pytest.raises(Stopped):
         fit_tiny(
@@ -264,9 +279,9 @@ def test_a_job_of_an_array_is_requeued_by_its_own_name_and_a_failure_is_a_warnin
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     with caplog.at_level(logging.WARNING):
-        requeue()
+        requeue(signal.SIGUSR1)
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3; rm -r /")
-        requeue()
+        requeue(signal.SIGUSR1)
     assert asked.read_text() == "requeue 12_3\n"
     assert "job 12_3 was not requeued" in caplog.messages[0]
     assert "is no job of SLURM's" in caplog.messages[1]

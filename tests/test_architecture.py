@@ -83,7 +83,8 @@ OWNERS = {
     "tiffslide": {"slides/files.py"},
     "simplejpeg": {"slides/codecs.py"},
     "pebble": {"slides/processes.py"},
-    "wandb": {"report/wandb.py", "report/dashboard.py"},
+    "wandb": {"report/wandb.py", "report/dashboard.py", "report/workspace.py"},
+    "wandb_workspaces": {"report/workspace.py"},
     "hydra": {
         *("cli.py", "stages.py", "sweeps.py", "export.py", "online.py", "scoring.py"),
         *(f"config/{name}.py" for name in ("mistakes", "preflight", "signatures", "targets")),

@@ -33,7 +33,7 @@ def view(entity: str, project: str, *, tasks: list[str]) -> Any:
         tasks: whose scores it shows.
     """
     import wandb_workspaces.reports.v2 as panels  # noqa: PLC0415 (an extra)
-    import wandb_workspaces.workspaces as workspaces  # noqa: PLC0415
+    from wandb_workspaces import workspaces  # noqa: PLC0415
 
     axis = panels.Metric("trainer/global_step")
     curves = [panels.LinePlot(title=title, x=axis, y=list(names)) for title, names in CURVES.items()]

@@ -28,7 +28,7 @@ from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import Counts, finished
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.online import online_scores
-from histo_ssl.parallel import ranks
+from histo_ssl.parallel import ranks, sharding
 from histo_ssl.report.html import build_report
 from histo_ssl.report.runs import read_results
 from histo_ssl.report.study import study_tables, study_text
@@ -51,6 +51,7 @@ def run(plan: Plan, *others: Plan) -> None:
     plans = [prepared(one, known=STAGES) for one in (plan, *others)]
     trainer = ranks.asked(_trainer(plans[0]))
     ranks.check_launched(trainer)
+    sharding.check(trainer, compile=plan.cfg.compile, has_online=bool(plan.group("online")))
     if trainer.global_rank > 0:
         _join_pretraining(plans[0], trainer)
         return

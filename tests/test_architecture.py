@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "stain": set(),
     "views": {"units", "stain"},
     "backbones": {"units"},
-    "optim": {"units"},
+    "optim": {"units", "parallel"},
     "embeddings": {"units", "folders"},
     "mil": {"embeddings", "folders", "parallel"},
     "folds": set(),

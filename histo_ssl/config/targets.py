@@ -25,6 +25,7 @@ ALLOWED = (
     "histo_ssl.tasks",
     "histo_ssl.folds",
     "histo_ssl.mil",
+    "histo_ssl.parallel.sharding",
     "histo_ssl.report.quiet",
     "histo_ssl.report.wandb",
     "lightning.Trainer",

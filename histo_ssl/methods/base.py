@@ -20,6 +20,7 @@ from histo_ssl.methods.batchnorm import check_batch, synchronise
 from histo_ssl.optim.clipping import clip_each
 from histo_ssl.optim.spec import OptimSpec
 from histo_ssl.parallel.distributed import all_reduce_mean, gather, rank, world_size
+from histo_ssl.parallel.sharding import FullySharded, shard
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +130,11 @@ class SSLMethod(LightningModule, ABC):
         self.log_every = self.log_every or max(1, getattr(self.trainer, "log_every_n_steps", 1))
 
     def configure_model(self) -> None:
-        """On several ranks, let every BatchNorm take the statistics of them all."""
+        """On several ranks, let every BatchNorm take the statistics of them all; share out the weights."""
         if world_size() > 1:
             synchronise(self, device_type=self.device.type)
+        if self._trainer is not None and isinstance(self.trainer.strategy, FullySharded):
+            shard(self, self.trainer.strategy.mesh)
 
     def configure_optimizers(self) -> Optimizer:
         """The optimiser of the specification, over what is trainable."""

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from histo_ssl.parallel.sharding import locals_of, norms
+
 EPSILON = 1e-6  # against a division by 0, as in torch's own clipping
 
 
@@ -25,7 +27,7 @@ def clip_each(parameters: Iterable[Tensor], *, max_norm: float | None) -> Tensor
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    norms = torch.stack(torch._foreach_norm(grads))
+    sizes = norms(grads)
     if max_norm is not None:
-        torch._foreach_mul_(grads, (max_norm / (norms + EPSILON)).clamp(max=1.0).unbind())
-    return norms.max()
+        torch._foreach_mul_(locals_of(grads), (max_norm / (sizes + EPSILON)).clamp(max=1.0).unbind())
+    return sizes.max()

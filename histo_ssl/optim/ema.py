@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from histo_ssl.parallel.sharding import locals_of
+
 
 @torch.no_grad()
 def move_towards(target: nn.Module, source: nn.Module, *, momentum: float) -> None:
@@ -15,4 +17,5 @@ def move_towards(target: nn.Module, source: nn.Module, *, momentum: float) -> No
         source: a module with the same parameters in the same order, such as its student.
         momentum: share that stays, 0-1. With 0.9 a parameter at 1 moves to 1.1 when its source is at 2.
     """
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1.0 - momentum)
+    moved, towards = locals_of(target.parameters()), locals_of(source.parameters())
+    torch._foreach_lerp_(moved, towards, 1.0 - momentum)

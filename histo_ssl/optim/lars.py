@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from histo_ssl.parallel.sharding import norms
+
 
 class LARS(Optimizer):
     """SGD with momentum whose steps have a length relative to each tensor's (algorithm 1).
@@ -50,6 +52,6 @@ class LARS(Optimizer):
 
 def _local_rate(p: torch.Tensor, grad: torch.Tensor, *, decay: float, trust: float) -> torch.Tensor:
     """Eq. 6; 1 where a tensor or its gradient is all zeros, so that it can leave zero."""
-    length = p.norm()
-    both = grad.norm() + decay * length
+    length, slope = norms([p, grad])
+    both = slope + decay * length
     return torch.where((length > 0) & (both > 0), trust * length / both, 1.0)

@@ -19,6 +19,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import CheckpointIO
 
 from histo_ssl.folders.artifacts import TEMPORARY, publish
+from histo_ssl.parallel.sharding import norms
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class KeepCheckpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of the step that training goes on from: it is written already."""
-        self._written_at = trainer.global_step
+        self._written_at = self.files.healthy_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -161,7 +162,7 @@ class KeepCheckpoints(Callback):
 
     def _refuse_unless_finite(self, trainer: Trainer) -> None:
         weights = [p.detach() for p in trainer.lightning_module.parameters()]
-        if not torch.stack(torch._foreach_norm(weights)).isfinite().all():
+        if not norms(weights).isfinite().all():
             raise FloatingPointError(f"a weight is not finite after step {trainer.global_step}")
 
 

@@ -14,6 +14,7 @@ from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.methods.base import NonFiniteError, SSLMethod
 from histo_ssl.methods.switches import switch_on
 from histo_ssl.parallel import ranks
+from histo_ssl.parallel.sharding import gather_weights
 from histo_ssl.stain.base import NOT_RESTAINED
 from histo_ssl.training.checkpoints import Checkpoints, KeepCheckpoints
 from histo_ssl.training.failures import FailedTiles, NotRestainedTiles, SkippedSteps, named_tiles
@@ -110,6 +111,7 @@ def train(
     try:
         with ranks.together(fitted, folder.name):
             fitted.fit(method, data, ckpt_path=checkpoint, weights_only=True)
+            gather_weights(method)
     except FloatingPointError as error:
         tiles = f"; {named_tiles(data.source, error.ids)}" if isinstance(error, NonFiniteError) else ""
         raise FloatingPointError(f"{error}{tiles}; {files.told()}: {ADVICE}") from error

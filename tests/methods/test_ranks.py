@@ -170,7 +170,15 @@ class StopAfter(Callback):
             raise StoppedError
 
 
-def fitted(config: Config, source: TileSource, folder: Path, *, n_ranks: int, stop_after: int = 0) -> None:
+def fitted(
+    config: Config,
+    source: TileSource,
+    folder: Path,
+    *,
+    n_ranks: int,
+    strategy: Any = "ddp",
+    stop_after: int = 0,
+) -> SSLMethod:
     folder.mkdir(exist_ok=True, parents=True)
     seed_everything(0, verbose=False)
     data = TileDataModule(
@@ -183,11 +191,11 @@ def fitted(config: Config, source: TileSource, folder: Path, *, n_ranks: int, st
         seed=0,
         loading=Loading(n_workers=0, start_method="fork", timeout_s=0),
     )
-    method = instantiate(config["method"], _convert_="all")
+    method: SSLMethod = instantiate(config["method"], _convert_="all")
 
     def trainer(callbacks: list[Callback], **settings: Any) -> Trainer:
         stop = [StopAfter(stop_after)] if stop_after else []
-        ranks = {"devices": n_ranks, "strategy": "ddp" if n_ranks > 1 else "auto"}
+        ranks = {"devices": n_ranks, "strategy": strategy if n_ranks > 1 else "auto"}
         return Trainer(
             accelerator="cpu", callbacks=callbacks + stop, default_root_dir=str(folder), **ranks, **settings
         )
@@ -204,6 +212,7 @@ def fitted(config: Config, source: TileSource, folder: Path, *, n_ranks: int, st
         recording=recording,
         limits=limits,
     )
+    return method
 
 
 def gentle(config: Config) -> Config:

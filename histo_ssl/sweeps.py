@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from histo_ssl.folders.artifacts import read_json, write_json
 
 OUTCOME = "HISTO_SSL_OUTCOME"
+SWEEP = "HISTO_SSL_SWEEP"  # name of the sweep, by which a dashboard groups its jobs
 FILE = "outcome.json"  # in the folder of a job of a sweep
 SAID = "said.json"  # beside it: what the job itself says
 TABLE_COLUMNS = 110
@@ -99,7 +100,7 @@ def recorded() -> Iterator[dict[str, str]]:
     folder.mkdir(parents=True, exist_ok=True)
     said, started = folder / SAID, time.monotonic()
     said.unlink(missing_ok=True)  # of a job that was started again in its place
-    variables = {OUTCOME: str(said)}
+    variables = {OUTCOME: str(said), SWEEP: os.environ.get(SWEEP) or Path(str(job.sweep.dir)).name}
     try:
         yield variables
     finally:

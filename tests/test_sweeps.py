@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,51 @@ def test_the_first_to_say_why_is_believed(tmp_path: Path, monkeypatch: pytest.Mo
     say(reason="the first rank's")
     say(reason="the second rank's")
     assert json.loads((tmp_path / "said.json").read_text()) == {"reason": "the first rank's"}
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a sweep's job, as Hydra knows it."""
+    names = SimpleNamespace
+    known = names(
+        job=names(num=3),
+        overrides=names(task=["seed=1"]),
+        runtime=names(output_dir=str(tmp_path / "monday" / "3")),
+        sweep=names(dir=str(tmp_path / "monday")),
+    )
+    monkeypatch.setattr(sweeps.HydraConfig, "get", lambda: known)
+    monkeypatch.delenv(sweeps.SWEEP, raising=False)
+    return tmp_path / "monday" / "3"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "reason"),
+    [
+        ({"results": ["r"]}, "0", ""),
+        ({"reason": "no labels"}, "1", "no labels"),
+        (None, "-9", "ended with status -9"),  # killed: it could say nothing
+    ],
+)
+def test_what_a_job_came_to_is_kept_however_it_ended(
+    job: Path, said: dict[str, Any] | None, status: str, reason: str
+) -> None:
+    with sweeps.recorded() as variables:
+        assert variables[sweeps.SWEEP] == "monday"  # which a dashboard groups its jobs by
+        if said:
+            Path(variables[sweeps.OUTCOME]).write_text(json.dumps(said))
+        variables["status"] = status
+    (outcome,) = read_outcomes(job.parent)
+    assert (outcome.number, outcome.overrides, outcome.reason) == (3, ["seed=1"], reason)
+    assert outcome.results == (said or {}).get("results", [])
+
+
+def test_what_a_job_said_before_it_was_started_again_counts_no_more(job: Path) -> None:
+    for said, status in (({"reason": "no room"}, "1"), ({"results": ["r"]}, "0")):
+        with sweeps.recorded() as variables:
+            assert not Path(variables[sweeps.OUTCOME]).exists()
+            Path(variables[sweeps.OUTCOME]).write_text(json.dumps(said))
+            variables["status"] = status
+    assert [outcome.reason for outcome in read_outcomes(job.parent)] == [""]
 
 
 def test_several_tasks_of_one_job_are_one_and_those_after_it() -> None:

@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "comparing": {"report", "tasks"},
     "looking": {"data", "folders", "slidemaps", "tasks"},
     "scorebook": {"config", "data", "folders", "looking", "tasks"},
+    "viewer": {"data", "embeddings", "folders", "signals", "slidemaps", "slides", "units"},
     "scoring": {
         "scorebook",
         "training",
@@ -74,7 +75,7 @@ MAY_IMPORT = {
     },
     "sweeps": {"folders"},
     "cli": {"config", "folders", "signals", "stages", "sweeps"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "viewer"},
     "__init__": set(),
 }
 

@@ -1,0 +1,237 @@
+"""The viewer in a browser: a slide of 20,000 px is moved, zoomed and seen with maps, without a complaint."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from histo_ssl.viewer.shelf import fill
+
+from .big import MPP, SIDE_PX, write_large_slide
+from .chromium import Chromium, browser, chromium
+from .conftest import Runs, Site, serving
+
+TILE_SIDE = 250
+TRIES = 3
+VIEW_MS = 200  # for everything of a changed view to be there, on two cores
+# Resolves when all of the view is drawn: no image needs anything more, and the screen was painted.
+SHOWN = """
+    new Promise((done) => {
+      const look = () => {
+        const images = [...Array(viewer.world.getItemCount()).keys()].map((i) => viewer.world.getItemAt(i));
+        const isShown = images.every((image) => image.getFullyLoaded()) && !viewer.world.needsDraw();
+        if (isShown) done(performance.now() - window.changedAt);
+        else requestAnimationFrame(look);
+      };
+      requestAnimationFrame(() => requestAnimationFrame(look));
+    })
+"""
+NOW = "void (window.changedAt = performance.now())"  # before the event that changes the view
+# What a screen reader could not name.
+UNNAMED = """
+    [...document.querySelectorAll('button, input, select, a')].filter(
+      (one) => !(one.ariaLabel || one.textContent.trim() || (one.labels && one.labels.length)))
+"""
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="there is no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A slide of 20,000 px square, 6,400 tiles with numbers and classes."""
+    folder = tmp_path_factory.mktemp("large")
+    write_large_slide(folder / "large.tif")
+    y, x = (axis.ravel() * TILE_SIDE for axis in np.mgrid[:80, :80])
+    kinds = np.array(["stroma", "tumour", "<b>fat</b>"])[(x // 5000 + y // 5000) % 3]
+    values = pd.DataFrame({"x": x, "y": y, "side": TILE_SIDE, "depth": x / SIDE_PX, "kind": kinds})
+    values.assign(slide="large").to_csv(folder / "values.csv", index=False)
+    yield from serving(fill([], slides=[folder / "large.tif"], values=[folder / "values.csv"]))
+
+
+def _open_slide(page: Chromium, site: Site, name: str, *, width: int, height: int) -> None:
+    page.complaints.clear()
+    page.open(f"http://{site.host}/slide/{site.slide(name)['id']}", width=width, height=height)
+    page.wait_for("viewer && viewer.world.getItemCount() === 1")
+    page.value(SHOWN)
+
+
+def _middle(page: Chromium) -> tuple[float, float]:
+    box = page.value("JSON.parse(JSON.stringify(viewer.canvas.getBoundingClientRect()))")
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def _choose(page: Chromium, key: str, title: str) -> float:
+    """Switch to a map by its key; ms until it is there."""
+    page.value("viewer.canvas.focus()")
+    page.value(NOW)
+    page.key(key)
+    page.wait_for(
+        f"page.drawn && page.chosen && page.chosen.title.startsWith({title!r})"
+        " && viewer.world.getItemCount() === 2"
+    )
+    ms: float = page.value(SHOWN)
+    return ms
+
+
+def _changes(page: Chromium) -> Iterator[tuple[str, float]]:
+    """Views: zoomed by button and wheel, dragged, moved by keys; ms until all of each is there."""
+    x, y = _middle(page)
+    zooms = (
+        "closer",
+        "closer",
+        "wheel",
+        "closer",
+        "closer",
+        "closer",
+        "closer",
+        "wheel",
+        "closer",
+        "farther",
+    )
+    for i, zoom in enumerate(zooms):
+        page.value(NOW)
+        if zoom == "wheel":
+            page.mouse("wheel", x, y, deltaX=0, deltaY=-240)
+        else:
+            page.value(f"byId({zoom!r}).click()")
+        yield "zoom", page.value(SHOWN)
+        aside = (-1) ** i * 400  # to and fro, so that the slide stays in view
+        page.mouse("pressed", x, y, button="left", buttons=1, clickCount=1)
+        page.value(NOW)
+        page.mouse("moved", x + aside, y + aside / 2, button="left", buttons=1)
+        yield "drag", page.value(SHOWN)
+        time.sleep(0.3)  # held still, so that the slide is not thrown
+        page.mouse("moved", x + aside, y + aside / 2 + 1, button="left", buttons=1)
+        page.mouse("released", x + aside, y + aside / 2 + 1, button="left", buttons=0, clickCount=1)
+        page.value("viewer.canvas.focus()")
+        page.value(NOW)
+        page.key("ArrowRight")
+        yield "key", page.value(SHOWN)
+
+
+def _timed(page: Chromium, site: Site) -> pd.DataFrame:
+    """Median and longest ms per view change, of each kind of change with each map."""
+    _open_slide(page, site, "large", width=1440, height=900)
+    found = pd.DataFrame([("slide", *change) for change in _changes(page)], columns=["map", "change", "ms"])
+    for key, title in (("1", "depth"), ("2", "kind")):
+        page.value("void viewer.viewport.goHome(true)")
+        for _ in range(3):  # to the map at another level of the slide each time
+            page.value("byId('closer').click()")
+            page.value(SHOWN)
+            found.loc[len(found)] = [title, "switch", _choose(page, key, title)]
+            page.key(key)  # again: none
+            page.wait_for("viewer.world.getItemCount() === 1")
+        _choose(page, key, title)
+        for change, ms in _changes(page):
+            found.loc[len(found)] = [title, change, ms]
+    return found.groupby(["map", "change"])["ms"].agg(["median", "max", "count"]).round()
+
+
+def test_a_large_slide_moves_zooms_and_changes_maps_in_time(page: Chromium, large: Site) -> None:
+    tried = []
+    for _ in range(TRIES):  # others may have had the processors; each try begins with nothing kept
+        for fresh in serving(large.shelf):
+            tried.append(_timed(page, fresh))
+            assert page.complaints == []
+        if (tried[-1]["median"] < VIEW_MS).all():
+            break
+    print(f"ms per view change\n{tried[-1]}")
+    assert (tried[-1]["median"] < VIEW_MS).all(), tried
+
+
+def test_where_the_slide_is_moved_to_is_what_is_seen(page: Chromium, large: Site) -> None:
+    _open_slide(page, large, "large", width=1440, height=900)
+    x, y = _middle(page)
+    under = "(() => {const p = onSlide(new OpenSeadragon.Point(400, 300)); return [p.x, p.y]})()"
+    zoom = "viewer.world.getItemAt(0).viewportToImageZoom(viewer.viewport.getZoom())"
+    before = page.value(zoom)
+    page.mouse("wheel", x, y, deltaX=0, deltaY=-240)
+    page.value(SHOWN)
+    assert page.value(zoom) > 1.15 * before
+    start, scale = np.array(page.value(under)), page.value(zoom)
+    page.mouse("pressed", x, y, button="left", buttons=1, clickCount=1)
+    for step in range(1, 6):
+        page.mouse("moved", x + 20 * step, y + 10 * step, button="left", buttons=1)
+    time.sleep(0.3)
+    page.mouse("moved", x + 100, y + 51, button="left", buttons=1)
+    page.mouse("released", x + 100, y + 51, button="left", buttons=0, clickCount=1)
+    page.value(SHOWN)
+    moved = (start - np.array(page.value(under))) * scale
+    assert moved == pytest.approx([100, 51], abs=12)  # px of the screen; the last step still throws it a bit
+    bar, words = page.value("[byId('barline').getBoundingClientRect().width, byId('bartext').textContent]")
+    um = float(words.split()[0]) * (1000 if words.endswith("mm") else 1)
+    assert bar == pytest.approx(um / MPP * scale, abs=1)
+
+
+def test_pointing_at_a_tile_tells_of_it_and_names_stay_text(page: Chromium, large: Site) -> None:
+    _open_slide(page, large, "large", width=1440, height=900)
+    _choose(page, "2", "kind")
+    x, y = _middle(page)
+    page.mouse("moved", x - 5, y - 5)
+    page.mouse("moved", x - 4, y - 6)
+    page.wait_for("!byId('tile').hidden && byId('picture').complete")
+    told = page.value("[...byId('told').children].map((one) => one.textContent)")
+    facts = dict(zip(told[::2], told[1::2], strict=True))
+    assert facts["place"] == "9,750, 9,750 px"
+    assert facts["kind"] == "tumour" or facts["kind"] in ("stroma", "<b>fat</b>")
+    assert facts["kind"] == ["stroma", "tumour", "<b>fat</b>"][(9750 // 5000 + 9750 // 5000) % 3]
+    assert float(facts["depth"]) == pytest.approx(9750 / SIDE_PX, abs=1e-4)
+    assert page.value("byId('picture').naturalWidth") == TILE_SIDE
+    legend = page.value(
+        "[...document.querySelectorAll('.classes li')].map((one) => one.children[1].textContent)"
+    )
+    assert legend == ["<b>fat</b>", "stroma", "tumour"]
+    assert page.value("document.querySelectorAll('b').length") == 0
+    assert page.complaints == []
+
+
+def test_the_map_is_drawn_at_the_opacity_of_the_slider(page: Chromium, large: Site) -> None:
+    _open_slide(page, large, "large", width=1440, height=900)
+    _choose(page, "1", "depth")
+    assert page.value("page.drawn.getOpacity()") == pytest.approx(0.6)
+    page.key("]")
+    assert page.value("[page.drawn.getOpacity(), byId('percent').textContent]") == [
+        pytest.approx(0.7),
+        "70 %",
+    ]
+    page.key("1")  # again: none
+    page.wait_for("viewer.world.getItemCount() === 1")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_pages_fit_their_window_and_all_is_named_and_reached_by_keys(
+    page: Chromium, site: Site, runs: Runs, width: int, height: int, tmp_path: Path
+) -> None:
+    page.complaints.clear()
+    page.open(f"http://{site.host}/", width=width, height=height)
+    page.wait_for("document.querySelectorAll('#slides li').length === 2")
+    page.wait_for("[...document.images].every((image) => image.complete && image.naturalWidth)")
+    assert page.value("document.documentElement.scrollWidth") <= width
+    page.value("document.getElementById('find').focus()")
+    for letter in "p02":
+        page.key(letter)
+    assert page.value(
+        "[document.getElementById('count').textContent,"
+        " document.querySelectorAll('#slides li:not([hidden])').length]"
+    ) == ["1 of 2", 1]
+    _open_slide(page, site, "P01S1", width=width, height=height)
+    assert page.value("document.documentElement.scrollWidth") <= width
+    assert page.value(f"{UNNAMED}.length") == 0
+    assert page.value("viewer.canvas.tabIndex") == 0
+    assert page.value("viewer.canvas.getAttribute('aria-label')").startswith("slide P01S1: arrows move")
+    page.value("viewer.canvas.focus()")
+    page.key("Enter")  # the tile in the middle
+    page.wait_for("byId('tile').hidden === false || byId('hint').hidden === false")
+    page.key("1")
+    page.wait_for("page.drawn && document.querySelector('.strip')")
+    page.screenshot(tmp_path / f"slide_{width}.png")
+    assert page.complaints == []

@@ -47,7 +47,7 @@ class Scale:
         steps -= self.low
         steps *= 255 / (self.high - self.low)
         table = np.round(255 * mpl.colormaps[self.colormap](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
-        return np.asarray(table[np.round(steps, out=steps).astype(np.uint8)])
+        return np.take(table, np.round(steps, out=steps).astype(np.uint8), axis=0)
 
 
 def palette(n_classes: int) -> NDArray[np.uint8]:

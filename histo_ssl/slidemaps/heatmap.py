@@ -20,6 +20,7 @@ from histo_ssl.slidemaps.colors import Scale
 from histo_ssl.slidemaps.frame import Frame, Tiles
 
 BAND_PX = 2**21  # pixels worked on at a time, so that large images need little more than themselves
+MAX_ROWS = 256  # of tiles, up to which dense products are the faster ones
 NO_CLASS = -1
 
 Floats = NDArray[np.float64]
@@ -150,21 +151,37 @@ class _Shares:
         w, h = frame.size_px
         left, top, right, bottom = frame.corners(tiles).T
         self._seen = np.flatnonzero(is_drawn & (right > 0) & (left < w) & (bottom > 0) & (top < h))
-        self._down = _covered(top[self._seen], bottom[self._seen], n_px=h)
         self._across = _covered(left[self._seen], right[self._seen], n_px=w).T.tocsr()
         self._size = (w, h)
+        # Tiles of a grid share their rows: what they cover along x is summed before it is spread along y.
+        tops, row = np.unique(top[self._seen], return_inverse=True)
+        self._is_grid = len(tops) <= MAX_ROWS
+        if self._is_grid:
+            self._down = _covered(tops, tops + (bottom - top)[:1], n_px=h)
+            places = (np.ones(len(row)), (row.ravel(), np.arange(len(row))))
+            self._rows = sparse.csr_array(places, shape=(len(tops), len(row)))
+        else:
+            self._down = _covered(top[self._seen], bottom[self._seen], n_px=h)
 
     def weighted(self, values: Floats | None) -> Iterator[tuple[slice, Floats, Floats]]:
         """For each band of rows the area (rows, w) that tiles cover, and its sum weighted by values (N,)."""
         w, h = self._size
         n_rows = max(1, BAND_PX // w)
         chosen = np.ones(len(self._seen)) if values is None else values[self._seen]
-        valued = sparse.diags_array(chosen) @ self._across
+        across, valued = self._across, sparse.diags_array(chosen) @ self._across
+        if self._is_grid:
+            across, valued = (self._rows @ across).toarray(), (self._rows @ valued).toarray()
         for first in range(0, h, n_rows):
             rows = slice(first, min(first + n_rows, h))
-            down = self._down[rows]
-            area = (down @ self._across).toarray()
-            yield rows, area, area if values is None else (down @ valued).toarray()
+            area = self._spread(rows, across)
+            yield rows, area, area if values is None else self._spread(rows, valued)
+
+    def _spread(self, rows: slice, across: Floats | sparse.csr_array) -> Floats:
+        """What is covered along x, in these rows of pixels."""
+        down = self._down[rows]
+        if isinstance(across, np.ndarray):
+            return np.asarray(down.toarray() @ across)
+        return np.asarray((down @ across).toarray())
 
 
 def _covered(near: Floats, far: Floats, *, n_px: int) -> sparse.csr_array:

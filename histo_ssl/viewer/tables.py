@@ -23,6 +23,7 @@ from histo_ssl.viewer.maps import COLORMAP, Classes, Numbers, TileMap, number_sc
 
 PLACE = ("slide", "x", "y", "side")
 NOT_DRAWN = {*PLACE, "patient", "site", "split", "tile", "subject", "protocol", "fold", "map_x", "map_y"}
+TEXTS = ("slide", "label", "cluster")  # whatever they look like
 PERCENTILE, PREDICTED, SCORE = "percentile", "predicted", "score_"
 ENCODER = "encoder"  # among subjects
 MOST_CLASSES = 2 * len(CATEGORIES)
@@ -71,7 +72,7 @@ class Table:
         if "slide" not in rows:
             rows["slide"] = self.path.stem
         for name in _names(rows):
-            if name not in ("slide", "label"):
+            if name not in TEXTS:
                 rows[name] = self._numbers(rows[name])
         return rows.astype({"x": np.int64, "y": np.int64})
 
@@ -80,7 +81,8 @@ class Table:
         """What can be drawn."""
         protocols = sorted(set(self.rows["protocol"].astype(str))) if "protocol" in self.rows else [""]
         names = [name for name in _names(self.rows) if name not in NOT_DRAWN and not name.startswith(SCORE)]
-        drawn = [name for name in names if self._is_drawn(name)]
+        is_score = "subject" in self.rows  # of tiles whose labels the tile folder knows, too
+        drawn = [name for name in names if self._is_drawn(name) and not (is_score and name == "label")]
         return [Column(name=name, protocol=protocol) for name in drawn for protocol in protocols]
 
     def has(self, slide: str) -> bool:
@@ -107,14 +109,15 @@ class Table:
             label = WORDS.get(column.name, column.name)
             return Numbers(values=values.to_numpy(dtype=np.float64), scale=scale, label=label)
         names = self._classes(column.name)
-        numbers = pd.Categorical(values, categories=names).codes.astype(np.int64)
-        return Classes(classes=np.where(numbers < 0, NO_CLASS, numbers), names=names, label=column.name)
+        number = {name: i for i, name in enumerate(names)}
+        classes = np.array([number.get(text, NO_CLASS) for text in values], dtype=np.int64)
+        return Classes(classes=classes, names=names, label=column.name)
 
     def _classes(self, name: str) -> list[str]:
         """Texts of a column; of a prediction, the classes that could be predicted, seen or not."""
         scored = [one.removeprefix(SCORE) for one in _names(self.rows) if one.startswith(SCORE)]
         found = {str(text) for text in self.rows[name] if text}
-        return scored if name == PREDICTED and found <= set(scored) else sorted(found)
+        return scored if name == PREDICTED and found <= set(scored) else sorted(found, key=_in_order)
 
     def _is_drawn(self, name: str) -> bool:
         values = self.rows[name]
@@ -159,3 +162,8 @@ def _known(rows: pd.DataFrame, column: Column) -> dict[str, NDArray[np.generic]]
 
 def _names(rows: pd.DataFrame) -> list[str]:
     return [str(name) for name in rows.columns]
+
+
+def _in_order(text: str) -> tuple[int, int | str]:
+    """Numbers by what they are worth, before words: 9, 10, a."""
+    return (0, int(text)) if text.isdecimal() else (1, text)

@@ -136,7 +136,7 @@ def test_a_tile_is_told_of_where_it_is_pointed_at_and_nothing_elsewhere(site: Si
 def test_floors_are_not_mixed_into_the_maps_of_an_encoder(site: Site) -> None:
     titles = [layer["title"] for layer in site.slide("P01S1")["layers"]]
     assert [title.partition(" (")[0] for title in titles] == [
-        *("attention", "label, knn", "predicted, knn", "distance, knn"),
+        *("attention", "predicted, knn", "distance, knn"),
         *["clusters"] * 8,
         "labels of tiles",
     ]
@@ -208,6 +208,16 @@ def test_a_table_of_ones_own_is_a_map(coordinate_slide: str, tmp_path: Path) -> 
     assert depth.drawn.facts()["ends"] == ["1.5", "9"]  # of all slides, so that they can be compared
     assert [kind.drawn.text(0), kind.drawn.text(1)] == ["=a", "b"]
     assert kind.told(0) == [("depth", "1.5")]
+
+
+def test_numbers_of_clusters_are_classes_in_their_order(coordinate_slide: str, tmp_path: Path) -> None:
+    table = tmp_path / "slide.csv"
+    table.write_text("x,y,side,cluster\n0,0,100,10\n100,0,100,9\n200,0,100,\n")
+    shelf = fill([], slides=[Path(coordinate_slide)], values=[table])
+    (layer,) = shelf.layers(next(iter(shelf.slides))).values()
+    drawn = layer.read().drawn
+    assert drawn.facts()["names"] == ["9", "10"]
+    assert [drawn.text(i) for i in range(3)] == ["10", "9", "none"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import hydra
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.errors import (
     HydraException,
 )
@@ -63,6 +64,18 @@ class GuardedLoader(ConfigLoaderImpl):
         plain: Any = OmegaConf.to_container(cfg, resolve=False)
         check_configuration(plain, plain.pop("hydra"), overrides)
         return cfg
+
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """Choices of a group, for the help: Hydra would copy all that it knows for each of 90 groups."""
+        if config_name is None and not overrides:
+            return self.repository.get_group_options(group_name, results_filter)
+        return super().get_group_options(group_name, results_filter, config_name, overrides)
 
 
 def with_variant(overrides: list[str]) -> list[str]:

@@ -32,7 +32,7 @@ def test_help_is_written_for_this_program_and_needs_no_torch(tmp_path: Path) -> 
     assert helped.returncode == 0
     for word in ("python -m histo_ssl method=dino", "backbone: ", "vit_s", "runs/report/index.html"):
         assert word in helped.stdout
-    assert seconds < 1.5  # of processor, however busy the machine is
+    assert seconds < 1.0  # of processor, however busy the machine is; .43 where it is not
 
 
 def test_the_configuration_of_a_run_is_printed_without_starting_it(tmp_path: Path) -> None:

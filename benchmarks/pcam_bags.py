@@ -1,13 +1,17 @@
 """Models of bags on bags of real tiles: who finds few tumour tiles among many (PatchCamelyon).
 
-    python benchmarks/pcam_bags.py --pcam FOLDER [--encoder encoder.safetensors]
+    python benchmarks/pcam_encoder.py --pcam FOLDER --to pcam_encoder.safetensors
+    python benchmarks/pcam_bags.py --pcam FOLDER --encoder pcam_encoder.safetensors
 
 FOLDER holds labels.csv (path, label, split) and the tiles. A bag is positive if any of its tiles is tumour:
-then a share of them is. Bags of train, validation and test are drawn from tiles of the same split. Without an
-encoder, tiles are embedded by statistics of their colours. Prints test AUC, mean and SD over seeds.
+then a share of them is. Bags of train, valid and test are drawn from tiles of the same split; the encoder has
+seen train's with their labels. Without an encoder, tiles are embedded by statistics of their colours. Prints
+test AUC, mean and SD over seeds, and each model's less the mean's on the same bags. With `--drawn 0.98`
+features are no tiles' but Gaussians (16 dimensions, classes apart in one) that tell tiles with that AUC.
 """
 
 import argparse
+import math
 import statistics
 from pathlib import Path
 
@@ -19,13 +23,13 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
-from histo_ssl.cli import conf_dir
+from histo_ssl.config.choices import conf_dir
 from histo_ssl.encode import Encoder, load_encoder
 from histo_ssl.mil.objectives import Classes
 from histo_ssl.mil.training import Device, Recipe, fit
 from histo_ssl.tasks.floors import ColorStatistics
 
-SPLITS = {"train": 300, "valid": 100, "test": 300}  # bags of each
+SPLITS = {"train": 600, "valid": 200, "test": 300}  # bags of each
 MODELS = ("mean", "max", "abmil", "clam_sb")
 
 
@@ -51,27 +55,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pcam", type=Path, required=True)
     parser.add_argument("--encoder", type=Path)
+    parser.add_argument("--drawn", type=float, help="AUC of tiles, above 0.5 and below 1")
     parser.add_argument("--tiles", type=int, default=100, help="tiles of a bag")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2])
+    parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     table = pd.read_csv(asked.pcam / "labels.csv", dtype=str)
     trained = load_encoder(asked.encoder) if asked.encoder else None
-    features = embedded(asked.pcam, table, trained)
+    features = gaussian(table, asked.drawn) if asked.drawn else embedded(asked.pcam, table, trained)
     print(f"| model |{''.join(f' {share:.0%} tumour tiles |' for share in asked.shares)}")
     print(f"|---|{'--:|' * len(asked.shares)}")
-    for model in MODELS:
+    table_of: dict[str, list[list[float]]] = {}
+    for model in asked.models:
         cells = [
             [auc(model, features, table, share, n_tiles=asked.tiles, seed=s) for s in range(asked.seeds)]
             for share in asked.shares
         ]
-        shown = "".join(f" {statistics.fmean(c):.3f} ± {statistics.stdev(c):.3f} |" for c in cells)
-        print(f"| {model} |{shown}", flush=True)
+        table_of[model] = cells
+        print(f"| {model} |{''.join(map(shown, cells))}", flush=True)
+    for model in [m for m in asked.models if m != "mean"]:
+        pairs = zip(table_of[model], table_of["mean"], strict=True)
+        gains = [[own - mean for own, mean in zip(*pair, strict=True)] for pair in pairs]
+        print(f"| {model} less mean, same bags |{''.join(map(shown, gains))}")
+
+
+def shown(values: list[float]) -> str:
+    """Mean and SD of a cell."""
+    return f" {statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f} |"
 
 
 @torch.inference_mode()
 def embedded(folder: Path, table: pd.DataFrame, trained: Encoder | None) -> NDArray[np.float32]:
-    """Features of all tiles, standardised by those of train."""
+    """Features of all tiles, standardised by those of train; an encoder sees as much as it was trained on."""
     statistics_of = ColorStatistics()
     parts = []
     for start in range(0, len(table), 256):
@@ -80,11 +96,27 @@ def embedded(folder: Path, table: pd.DataFrame, trained: Encoder | None) -> NDAr
             for path in table["path"][start : start + 256]
         ]
         batch = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
+        if trained and trained.card.tile_px:
+            batch = middle(batch, trained.card.tile_px)
         parts.append((trained(batch) if trained else statistics_of(batch.float() / 255)).numpy())
     features = np.concatenate(parts)
-    train = features[(table["split"] == "train").to_numpy()]
-    scaled: NDArray[np.float32] = ((features - train.mean(0)) / (train.std(0) + 1e-6)).astype(np.float32)
+    known = features[(table["split"] == "train").to_numpy()]
+    scaled: NDArray[np.float32] = ((features - known.mean(0)) / (known.std(0) + 1e-6)).astype(np.float32)
     return scaled
+
+
+def gaussian(table: pd.DataFrame, tile_auc: float) -> NDArray[np.float32]:
+    """Features in which classes are as far apart as to give an AUC: Phi(distance / sqrt(2))."""
+    drawn_ND = np.random.default_rng(0).normal(size=(len(table), 16)).astype(np.float32)
+    distance = math.sqrt(2) * statistics.NormalDist().inv_cdf(tile_auc)
+    drawn_ND[:, 0] += distance * (table["label"] == "tumor").to_numpy()
+    return drawn_ND
+
+
+def middle(tiles_B3SS: torch.Tensor, side_px: int) -> torch.Tensor:
+    """The middle of each tile."""
+    first = (tiles_B3SS.shape[-1] - side_px) // 2
+    return tiles_B3SS[..., first : first + side_px, first : first + side_px]
 
 
 def drawn(table: pd.DataFrame, share: float, *, n_tiles: int, seed: int) -> tuple[NDArray[np.int64], ...]:

@@ -62,5 +62,6 @@ def test_cellularity_is_predicted_scored_and_shown(
     mse = ((told["truth"] - told["predicted"]) ** 2).mean()
     assert scores["colour", "ridge", "mse"] == pytest.approx(mse)
     assert told["label"].str.count(";").eq(1).all()
-    page = (runs_dir / "report" / "index.html").read_text()
+    (path,) = (runs_dir / "report" / "runs").iterdir()
+    page = path.read_text()
     assert page.count('alt="Predicted against true numbers of 16 test tiles') == 3

@@ -50,6 +50,11 @@ def run(warm: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return ran
 
 
+def _is_on_a_page(cwd: Path, text: str) -> bool:
+    """Whether the page of some run says so."""
+    return any(text in path.read_text() for path in (cwd / "runs" / "report" / "runs").iterdir())
+
+
 def _results(cwd: Path, task: str) -> list[dict[str, Any]]:
     files = sorted((cwd / "runs" / "results").glob(f"*-{task}-*/results.json"))
     return [json.loads(file.read_text()) | {"folder": file.parent} for file in files]
@@ -68,9 +73,9 @@ def test_slides_are_scored_by_folds_beside_their_floors(run: Run) -> None:
     assert sorted(table["subject"].unique()) == ["colour", "encoder", "random"]
     shown = sorted((result["folder"] / "attention").glob("*_tiles.png"))
     assert len(shown) == 2
-    page = (done.cwd / "runs" / "report" / "index.html").read_text()
-    assert "Where the model looked" in page
-    assert "Differences of AUC on the same patients" in page
+    index = done.cwd / "runs" / "report" / "index.html"
+    assert "Differences of AUC on the same patients" in index.read_text()
+    assert _is_on_a_page(done.cwd, "Where the model looked")
 
 
 def test_a_fold_alone_gives_what_it_gave_in_the_whole(run: Run) -> None:
@@ -111,9 +116,7 @@ def test_survival_is_scored_by_patients(run: Run) -> None:
     (result,) = _results(done.cwd, "survival")
     assert {score["metric"] for score in result["scores"]} == {"c_index", "fold_mean_c_index"}
     assert result["counts"]["n_test"] == 8
-    assert (
-        "Kaplan-Meier curves by predicted risk" in (first.cwd / "runs" / "report" / "index.html").read_text()
-    )
+    assert _is_on_a_page(first.cwd, "Kaplan-Meier curves by predicted risk")
 
 
 def test_features_of_another_program_are_scored_as_they_are(run: Run, warm: Any) -> None:

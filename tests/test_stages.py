@@ -221,7 +221,7 @@ def test_a_map_of_tiles_ends_in_a_page_that_shows_them(planned: Callable[..., Pl
     for place, slide in enumerate(shown["slide"]):
         tile = np.asarray(Image.open(tmp_path / "images" / slide)).mean(axis=(0, 1))
         np.testing.assert_allclose(sheet[place // 4, place % 4], tile, atol=2)
-    page = (tmp_path / "runs" / "report" / f"{plan.result_folder.name}.html").read_text()
+    page = (tmp_path / "runs" / "report" / "runs" / f"{plan.pretrain_folder.name}.html").read_text()
     assert all(slide in page for slide in shown["slide"])
 
 

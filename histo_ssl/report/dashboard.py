@@ -9,12 +9,14 @@ from typing import Any
 import wandb
 from PIL import Image
 
+from histo_ssl.report.photographs import allowance
 from histo_ssl.report.plots import Picture
+from histo_ssl.report.run_page import ResultPictures, run_pictures
 from histo_ssl.report.scores import FLOORS, ScoreRow
-from histo_ssl.report.sections import Confusion, ResultSection, RunSection, TileSection
+from histo_ssl.report.sections import Confusion, ResultSection, RunSection
+from histo_ssl.report.tile_sets import TileSection
 
 ENCODER, CARD = "encoder.safetensors", "card.json"  # of a pretraining's folder
-FIGURES = Path("figures") / "figures.json"  # of a result's folder: file, title, alt and group of each picture
 BOUNDS = ("low", "high")
 TABLE_COLUMNS: list[str | int] = [
     *("protocol", "metric", "class", "encoder", *BOUNDS),
@@ -26,13 +28,14 @@ TABLE_COLUMNS: list[str | int] = [
 def content_of(run: RunSection, *, tiles: list[TileSection]) -> dict[str, Any]:
     """What is logged of an encoder, by name: tables and charts of each task, and all pictures."""
     content: dict[str, Any] = {}
-    for part in run.results:
+    shown = run_pictures(run, allowance(1), sheet_bytes=0)
+    for part, pictures in zip(run.results, shown.results, strict=True):
         task = part.result.task
         content[f"{task}/scores"] = _table(part)
         content |= {f"{task}/confusion/{c.subject}/{c.protocol}": _chart(c) for c in part.confusions}
-        content |= {f"{task}/{group}/{picture.title}": _image(picture) for group, picture in _pictures(part)}
-    if run.views:
-        content["views"] = _image(run.views)
+        content |= {f"{task}/{group}/{picture.title}": _image(picture) for group, picture in _pictures(pictures)}
+    if shown.views:
+        content["views"] = _image(shown.views)
     for section in tiles:
         name = section.tile_set.name
         content |= {f"{name}/overlays/{picture.title}": _image(picture) for picture in section.overlays}
@@ -54,22 +57,11 @@ def encoder_of(folder: Path) -> wandb.Artifact:
     return artifact
 
 
-def _pictures(part: ResultSection) -> Iterator[tuple[str, Picture]]:
+def _pictures(shown: ResultPictures) -> Iterator[tuple[str, Picture]]:
     """Pictures of a task, each with the word that it is filed under."""
-    named = {"predicted": part.scatters, "map": part.maps, "attention": part.looks, "survival": part.survival}
-    for group, pictures in named.items():
+    named = {"predicted": shown.scatters, "attention": shown.looks, "survival": shown.survival}
+    for group, pictures in [*named.items(), *shown.figures]:
         yield from ((group, picture) for picture in pictures)
-    yield from _figures(part.result.folder)
-
-
-def _figures(folder: Path) -> Iterator[tuple[str, Picture]]:
-    """The PNGs that a result's own list names, if it has one; no file from outside of the list's folder."""
-    index = folder / FIGURES
-    for row in json.loads(index.read_text()) if index.exists() else []:
-        path = index.parent / Path(row["file"]).name
-        if path.suffix == ".png" and path.exists():
-            words = {"title": row["title"], "alt": row["alt"]}
-            yield row["group"], Picture(**words, media_type="image/png", content=path.read_bytes())
 
 
 def _table(part: ResultSection) -> wandb.Table:

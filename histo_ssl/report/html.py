@@ -1,4 +1,7 @@
-"""The report: one page that opens from disk and can be sent around, its Markdown twin, the scores as CSV."""
+"""The report: pages that open from disk and can be sent around, a Markdown twin, the scores as CSV.
+
+`index.html` is the overview. Each run and each tile set has a page of its own, with its pictures in it.
+"""
 
 import base64
 import time
@@ -11,31 +14,35 @@ import jinja2
 from histo_ssl.folders.artifacts import exclusive, sweep, write_text
 from histo_ssl.report import scores
 from histo_ssl.report.comparisons import ComparisonRow, comparisons_csv
-from histo_ssl.report.maps import for_page
+from histo_ssl.report.overview import overview
+from histo_ssl.report.pages import Pages, script_hash
 from histo_ssl.report.plots import Picture
 from histo_ssl.report.runs import read_results, read_runs, read_tile_sets
-from histo_ssl.report.sections import RunSection, run_section, tile_section
+from histo_ssl.report.sections import run_section
 from histo_ssl.report.study import label, study_csv, study_tables
 from histo_ssl.report.tables import csv_text
+from histo_ssl.report.tile_sets import tile_link
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKDOWN_SPECIALS = str.maketrans({c: f"\\{c}" for c in "\\`*[]|"} | {"\n": " ", "\r": " "})
 
 
 def build_report(runs_dir: Path, *, comparisons: Sequence[ComparisonRow] = ()) -> Path:
-    """Write `report/index.html`, `report.md` and `report.csv` from what is finished under `runs_dir`.
+    """Write `report/index.html`, its pages, `report.md` and CSV from what is finished under `runs_dir`.
 
-    Each file is whole at any moment; the page comes last.
+    Each file is whole at any moment; the overview comes last. Pages of what has not changed stay.
 
     Args:
         runs_dir: of all runs.
         comparisons: of their results in pairs, by `histo_ssl.comparing`.
 
     Returns:
-        The page, `<runs_dir>/report/index.html`.
+        The overview, `<runs_dir>/report/index.html`.
     """
     runs = read_runs(runs_dir)
     tables = study_tables(read_results(runs_dir))
+    sections = [run_section(run) for run in runs]
+    links = [tile_link(tile_set) for tile_set in read_tile_sets(runs_dir)]
     content: dict[str, Any] = {
         "generated": time.strftime("%Y-%m-%d %H:%M %Z"),
         "folder": runs_dir.resolve().name,
@@ -46,10 +53,9 @@ def build_report(runs_dir: Path, *, comparisons: Sequence[ComparisonRow] = ()) -
         "axis_low": scores.axis_low(
             row for run in runs for row in map(scores.primary_row, run.results) if row
         ),
-        "runs": [run_section(run, place=place) for place, run in enumerate(runs, start=1)],
-        "tile_sets": [
-            tile_section(t, place=place) for place, t in enumerate(read_tile_sets(runs_dir), start=1)
-        ],
+        "runs": sections,
+        "rows": overview(sections),
+        "links": links,
     }
     templates = _templates()
     report = runs_dir / "report"
@@ -61,19 +67,12 @@ def build_report(runs_dir: Path, *, comparisons: Sequence[ComparisonRow] = ()) -
             write_text(report / "comparisons.csv", comparisons_csv(comparisons))
         for table in tables:
             write_text(report / f"{table.name}.csv", study_csv(table))
-        _write_maps(report, content["runs"], templates)
-        write_text(report / "index.html", templates.get_template("page.html.j2").render(content))
+        pages = Pages(
+            report=report, templates=templates, runs=sections, links=links, floors=content["floors"]
+        )
+        pages.write()
+        write_text(report / "index.html", templates.get_template("index.html.j2").render(content))
     return report / "index.html"
-
-
-def _write_maps(report: Path, runs: list[RunSection], templates: jinja2.Environment) -> None:
-    """A page for each map: too large to stand inside the report."""
-    template = templates.get_template("map.html.j2")
-    for result in (result for run in runs for result in run.results):
-        if result.tile_map:
-            content = for_page(result.tile_map)
-            page = template.render(title=result.tile_map.title, content=content, sheet=result.tile_map.sheet)
-            write_text(report / result.map_page, page)
 
 
 def data_uri(picture: Picture) -> str:
@@ -107,6 +106,7 @@ def _templates() -> jinja2.Environment:
         "interval": scores.interval,
         "markdown": plain_markdown,
         "number": scores.number,
+        "script_hash": lambda name: script_hash(environment.get_template(name).render()),
         "study_label": label,
         "words": scores.words,
     }

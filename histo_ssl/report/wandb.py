@@ -21,8 +21,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from histo_ssl.folders.artifacts import write_json
 from histo_ssl.folders.redaction import redacted
 from histo_ssl.report.dashboard import content_of, encoder_of, summary_of
+from histo_ssl.report.photographs import allowance
 from histo_ssl.report.runs import read_runs, read_tile_sets
-from histo_ssl.report.sections import RunSection, TileSection, run_section, tile_section
+from histo_ssl.report.sections import RunSection, run_section
+from histo_ssl.report.tile_sets import TileSection, tile_section
 
 Mode = Literal["online", "offline", "disabled", "shared"]
 STEP = "trainer/global_step"  # Lightning's name of the axis
@@ -142,11 +144,9 @@ def log_results(logger: Logger | None, *, runs_dir: Path, encoder_folder: Path) 
     """
     if not isinstance(logger, Curves):
         return
-    runs = [
-        run_section(run, place=0) for run in read_runs(runs_dir) if run.folder.name == encoder_folder.name
-    ]
+    runs = [run_section(run) for run in read_runs(runs_dir) if run.folder.name == encoder_folder.name]
     names = {part.result.tile_folder for run in runs for part in run.results}
-    tiles = [tile_section(tiles, place=0) for tiles in read_tile_sets(runs_dir) if tiles.name in names]
+    tiles = [tile_section(tiles, allowance(1)) for tiles in read_tile_sets(runs_dir) if tiles.name in names]
     for run in runs:
         logger.send(partial(_send_results, logger.experiment, run, tiles))
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
 CLASSES = ["tumour nests", "stroma", "fat", SCRIPT]
 N_STEPS = 120
 N_OUTPUTS = 1024
+TILE_PX = 8  # of a map's tiles
+N_MAPPED_SLIDES = 40
 TILE_CONFIG = {"data": {"n_slides": 4}, "tiling": {"size_px": 96, "mpp": 0.5}}
+VOID = {"meta", "img", "line", "br", "link", "input", "hr"}
 Folder = Path
 
 
@@ -72,7 +76,7 @@ class FakeRuns:
                 f"slide{i},slides/{i}.tif,P{i},A{i % 2},IDC,,2500,2400,0.50012,3,1.23456,{210 + i},0.72345,"
             )
         for slide, reason in (failed or {}).items():
-            rows.append(f'"{slide}",slides/x.svs,P9,A1,ILC,,,,,,,,0.01,"{reason}"')
+            rows.append(f"{quoted(slide)},slides/x.svs,P9,A1,ILC,,,,,,,,0.01,{quoted(reason)}")
 
         def write(folder: Path) -> None:
             (folder / "overlays").mkdir()
@@ -112,6 +116,7 @@ class FakeRuns:
         values: dict[str, float],
         asked: dict[str, Any] | None = None,
         predictions: str = "slide,x,y,label,predicted\nslide0,0,0,fat,fat\n",
+        files: dict[str, bytes] | None = None,
         **changes: Any,
     ) -> Folder:
         content = {
@@ -131,8 +136,52 @@ class FakeRuns:
         def write(folder: Path) -> None:
             (folder / "results.json").write_text(json.dumps(content))
             (folder / "predictions.csv").write_text(predictions)
+            for path, written in (files or {}).items():
+                (folder / path).parent.mkdir(exist_ok=True)
+                (folder / path).write_bytes(written)
 
         return self.finish(f"results/{name}", write, asked)
+
+    def tile_map(
+        self,
+        encoder_folder: str,
+        tile_folder: str,
+        *,
+        labels: list[str],
+        slide: str = "s",
+        scale: float = 1,
+        pictures: bytes | None = None,
+    ) -> Folder:
+        """A map by two subjects: tile i, of slide `s<i>`, lies at (i, -i), and its picture has colour 40 i.
+
+        After so many slides, they are the first ones again.
+        """
+        lines = ["slide,x,y,label,map_x,map_y,subject"]
+        for place, subject in enumerate(("encoder", "colour")):
+            lines += [
+                f"{quoted(f'{slide}{i % N_MAPPED_SLIDES}')},{i},0,{quoted(label)},{scale * (i + place)},{-scale * i},{subject}"
+                for i, label in enumerate(labels)
+            ]
+        return self.result(
+            encoder_folder,
+            tile_folder,
+            values={},
+            predictions="\n".join(lines) + "\n",
+            files={"thumbnails.png": pictures or sheet(len(labels))},
+            task="umap",
+            scores=[],
+            confusion={},
+            primary=["umap", ""],
+            classes=sorted({*labels} - {""}),
+            counts={"n_tiles": len(labels)},
+            notes=["trustworthiness of the map 0.93"],
+            thumbnail_px=TILE_PX,
+        )
+
+
+def quoted(text: str) -> str:
+    """A cell of a CSV file."""
+    return '"' + text.replace('"', '""') + '"'
 
 
 def metrics_row(step: int) -> dict[str, float]:
@@ -170,15 +219,37 @@ def confusion(accuracy: float) -> list[list[int]]:
 
 
 @functools.cache
+def sheet(n: int) -> bytes:
+    """Tiles side by side as the stage `evaluate` lays them out; tile i has colour 40 i, 240 at the most."""
+    columns = math.isqrt(n - 1) + 1
+    pixels = np.full((TILE_PX * math.ceil(n / columns), TILE_PX * columns, 3), 255, np.uint8)
+    for i in range(n):
+        top, left = TILE_PX * (i // columns), TILE_PX * (i % columns)
+        pixels[top : top + TILE_PX, left : left + TILE_PX] = min(40 * i, 240)
+    return png_of(pixels)
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def figures(*entries: dict[str, Any], width: int = 40) -> dict[str, bytes]:
+    """A list of figures with a picture for each that it names plainly."""
+    names = {entry["file"] for entry in entries if "/" not in entry["file"]}
+    pictures = {f"figures/{name}": picture(width, 30, seed=2) for name in sorted(names)}
+    return {"figures/figures.json": json.dumps(entries).encode(), **pictures}
+
+
+@functools.cache
 def picture(width: int, height: int, *, seed: int) -> bytes:
     """A PNG of pinkish blobs with noise: as hard to compress as stained tissue."""
     random = np.random.default_rng(seed)
     blobs = Image.fromarray(random.integers(120, 255, (12, 12, 3), dtype=np.uint8))
     coarse = np.asarray(blobs.resize((width, height), Image.Resampling.BICUBIC))
     pixels = coarse * [1.0, 0.8, 0.97] + random.normal(0, 12, (height, width, 1))
-    stream = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
-    return stream.getvalue()
+    return png_of(pixels.clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +276,73 @@ def wandb_server() -> Iterator[Any]:
     spec.loader.exec_module(module)
     with module.Server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def listed() -> Callable[..., dict[str, bytes]]:
+    """Makes files of figures: `figures` above."""
+    return figures
+
+
+@pytest.fixture(scope="session")
+def painted() -> Callable[..., bytes]:
+    """Makes pictures: `picture` above."""
+    return picture
+
+
+class Page(HTMLParser):
+    """A page as its elements, in order, and the text of its table cells."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.rows: list[list[str]] = []
+        self.scripts: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.source = path.read_text()
+        self.feed(self.source)
+        assert self.open == [], "elements left open at the end"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def row(self, *start: str) -> list[str]:
+        return next(row for row in self.rows if row[: len(start)] == list(start))
+
+
+def pages(index: Path) -> dict[str, Page]:
+    """All pages of a report, by their path in it."""
+    report = index.parent
+    return {path.relative_to(report).as_posix(): Page(path) for path in sorted(report.rglob("*.html"))}
+
+
+@pytest.fixture(scope="session")
+def read_pages() -> Callable[[Path], dict[str, Page]]:
+    return pages

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histo_ssl.folds.lists import read_text
 from histo_ssl.folds.names import bare
 
 SLIDE, PATIENT, SITE, LABEL = "slide", "patient", "site", "label"
@@ -54,8 +55,8 @@ class Labels:
 
         Raises:
             FileNotFoundError: there is no such CSV.
-            ValueError: it has no column that is needed, lists a slide twice, or no slide of the list; or no
-                slide has a label.
+            ValueError: it is no CSV, has no column that is needed, no row, lists a slide twice, or no slide of
+                the list; or no slide has a label.
         """
         has_tiles = slides["n_tiles"] > 0
         listed = slides[has_tiles].drop(columns="n_tiles").reset_index(drop=True)
@@ -129,8 +130,8 @@ class Labels:
         path = Path(str(self.path))
         if not path.is_file():
             raise FileNotFoundError(f"task.labels.path={path}: there is no such CSV")
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-        known = {name: table[column].str.strip() for name, column in self.columns.items() if column in table}
+        table = read_text(path)
+        known = {name: table[column] for name, column in self.columns.items() if column in table}
         missing = [self.columns.get(name, name) for name in self.needed if name not in known]
         if missing or not {SLIDE, PATIENT} & known.keys():
             wanted = ", ".join(missing) or f"{self.columns[SLIDE]} or {self.columns[PATIENT]}"
@@ -138,6 +139,8 @@ class Labels:
                 f"{path}: no column {wanted}; it has {', '.join(table.columns)}: task.labels.columns says "
                 "which of them is what"
             )
+        if table.empty:
+            raise ValueError(f"{path}: no row below its header; a row per slide or patient is expected")
         if SLIDE in known:
             known[SLIDE] = known[SLIDE].map(bare)
         return pd.DataFrame(known)

@@ -83,6 +83,9 @@ def test_a_slide_without_a_patient_stands_for_one(slides: pd.DataFrame) -> None:
             "slide_id,oncotree_code\ns1,\n",
             "none of 3 slides has a label: give the slide list a column 'label'",
         ),
+        ("slide_id,oncotree_code\n", r"labels\.csv: no row below its header; a row per slide or patient"),
+        ("", r"labels\.csv: not a CSV: No columns to parse from file"),
+        ("s\n" + "a,b\n" * 2 + "a,b,c\n", r"labels\.csv: not a CSV: Error tokenizing data"),
     ],
 )
 def test_a_csv_that_says_nothing_is_refused(
@@ -90,6 +93,13 @@ def test_a_csv_that_says_nothing_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         _labels(_csv(tmp_path, text)).cases(slides)
+
+
+def test_spaces_around_names_of_columns_and_cells_are_not_part_of_them(
+    slides: pd.DataFrame, tmp_path: Path
+) -> None:
+    cases = _labels(_csv(tmp_path, "slide_id , oncotree_code\ns1 , IDC \n")).cases(slides)
+    assert cases.table[["slide", "label"]].to_numpy().tolist() == [["s1", "IDC"]]
 
 
 def test_a_csv_that_is_not_there_is_named(slides: pd.DataFrame) -> None:

@@ -55,8 +55,8 @@ class Labels:
 
         Raises:
             FileNotFoundError: there is no such CSV.
-            ValueError: it is no CSV, has no column that is needed, no row, lists a slide twice, or no slide of
-                the list; or no slide has a label.
+            ValueError: it is no CSV, has no column that is needed or no row, lists a slide twice, or no slide
+                of the list; or no slide has a label.
         """
         has_tiles = slides["n_tiles"] > 0
         listed = slides[has_tiles].drop(columns="n_tiles").reset_index(drop=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from histo_ssl.mil.bags import Bags
 from histo_ssl.mil.base import BagModelFactory
@@ -20,6 +19,7 @@ from histo_ssl.tasks.bootstrap import Asked, few_groups
 from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE, Cases
 from histo_ssl.tasks.cohort import Cohort, Parts
 from histo_ssl.tasks.crossvalidation import FoldRun, Rows, Trainings, check_models, check_validation
+from histo_ssl.tasks.lifetimes import EVENT, TIME, check_patients, events, times
 from histo_ssl.tasks.looks import looks_of
 from histo_ssl.tasks.scores import COVERAGE
 from histo_ssl.tasks.survival_scores import (
@@ -32,17 +32,6 @@ from histo_ssl.tasks.survival_scores import (
     survival_scores,
 )
 
-TIME, EVENT, CENSORSHIP = "time", "event", "censorship"
-YES = {
-    "1": True,
-    "1.0": True,
-    "true": True,
-    "yes": True,
-    "0": False,
-    "0.0": False,
-    "false": False,
-    "no": False,
-}
 DIED, CENSORED = "died", "censored"  # strata of the folds
 OBJECTIVES = ("cox", "discrete")
 
@@ -103,8 +92,8 @@ class SurvivalTask:
             place: where folds are kept, and what trains them.
 
         Raises:
-            ValueError: a time or event can't be read, nobody died, a patient is on both sides of a fold, or
-                embeddings are missing or broken.
+            ValueError: a time or event can't be read, or differs within a patient; nobody died, a patient is
+                on both sides of a fold, or embeddings are missing or broken.
         """
         parts, times = self._parts(slides)
         bags = self.cohort.bags(features, parts)
@@ -129,8 +118,8 @@ class SurvivalTask:
 
     def _parts(self, slides: pd.DataFrame) -> tuple[Parts, Times]:
         cases = self.cohort.cases(slides)
-        died = _events(cases.table)
-        months = _times(cases.table)
+        died = events(cases.table)
+        months = times(cases.table)
         if not died.any():
             raise ValueError(
                 f"all {len(died)} patients are censored: nobody died, so that no order of risks can be told; "
@@ -138,6 +127,8 @@ class SurvivalTask:
             )
         strata = np.where(died, DIED, CENSORED)
         known = cases.table.assign(**{TIME: months, EVENT: died, LABEL: strata})
+        if self.cohort.unit == PATIENT:
+            check_patients(known)
         parts = self.cohort.divided(Cases(table=known, notes=cases.notes))
         check_validation(parts.folds, self.recipe)
         return parts, Times(
@@ -189,47 +180,6 @@ class SurvivalTask:
             folds=folds,
             label_fraction=self.cohort.label_fraction,
         )
-
-
-def _times(cases: pd.DataFrame) -> NDArray[np.float64]:
-    """Times in whatever unit they came.
-
-    Raises:
-        ValueError: one is no number above 0; names the slide.
-    """
-    times = pd.to_numeric(cases[TIME], errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~(np.isfinite(times) & (times > 0))
-    if bad.any():
-        row = cases.iloc[int(bad.argmax())]
-        raise ValueError(
-            f"{int(bad.sum())} of {len(cases)} times are no numbers above 0, such as {row[TIME]!r} of "
-            f"{row[SLIDE]}: correct task.labels, or leave the cell empty to leave the slide out"
-        )
-    return times
-
-
-def _events(cases: pd.DataFrame) -> NDArray[np.bool_]:
-    """Whether each patient died, by a column `event`, or its opposite, `censorship`.
-
-    Raises:
-        ValueError: there is neither, or a cell says neither yes nor no.
-    """
-    name = next((name for name in (EVENT, CENSORSHIP) if name in cases and (cases[name] != "").any()), None)
-    if name is None:
-        raise ValueError(
-            "nobody's event is known: task.labels needs a column event (1 died, 0 last seen alive), or "
-            "censorship (1 last seen alive); task.labels.columns says which of the CSV's it is"
-        )
-    said = cases[name].str.lower()
-    bad = ~said.isin(YES)
-    if bad.any():
-        row = cases.iloc[int(bad.to_numpy().argmax())]
-        raise ValueError(
-            f"{int(bad.sum())} of {len(cases)} cells of {name} say neither 0 nor 1, such as {row[name]!r} of "
-            f"{row[SLIDE]}"
-        )
-    is_yes: NDArray[np.bool_] = said.map(YES).to_numpy(dtype=bool)
-    return is_yes if name == EVENT else ~is_yes
 
 
 def _table(fold: Rows, found: Risks, cases: pd.DataFrame) -> pd.DataFrame:

@@ -183,6 +183,19 @@ def test_bags_that_tell_nothing_score_chance(
         ({"censorship": "maybe"}, "60 of 60 cells of censorship say neither 0 nor 1, such as 'maybe' of s00"),
         ({"survival_months": "-3"}, "60 of 60 times are no numbers above 0, such as '-3' of s00"),
         ({"survival_months": "soon"}, "60 of 60 times are no numbers above 0, such as 'soon' of s00"),
+        (
+            {"event": ["1", ""] * 30},
+            "30 of 60 cells of event say neither 0 nor 1, such as '' of s01: correct",
+        ),
+        (
+            {"event": "1", "censorship": ["0", "1"] * 30},
+            "contradict each other for 30 of 60 slides, such as s01",
+        ),
+        (
+            {"survival_months": [f"{i + 1}" for i in range(60)]},
+            "20 patients, such as p00, have .* several times",
+        ),
+        ({"censorship": ["0"] * 40 + ["1"] * 20}, "20 patients, such as p00, have slides of several events"),
         ({"censorship": ""}, "nobody's event is known: task.labels needs a column event"),
         ({"survival_months": ""}, "none of 60 slides has a label: give the slide list a column 'time'"),
     ],

@@ -33,7 +33,9 @@ def content_of(run: RunSection, *, tiles: list[TileSection]) -> dict[str, Any]:
         task = part.result.task
         content[f"{task}/scores"] = _table(part)
         content |= {f"{task}/confusion/{c.subject}/{c.protocol}": _chart(c) for c in part.confusions}
-        content |= {f"{task}/{group}/{picture.title}": _image(picture) for group, picture in _pictures(pictures)}
+        content |= {
+            f"{task}/{group}/{picture.title}": _image(picture) for group, picture in _pictures(pictures)
+        }
     if shown.views:
         content["views"] = _image(shown.views)
     for section in tiles:

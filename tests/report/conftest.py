@@ -158,10 +158,9 @@ class FakeRuns:
         """
         lines = ["slide,x,y,label,map_x,map_y,subject"]
         for place, subject in enumerate(("encoder", "colour")):
-            lines += [
-                f"{quoted(f'{slide}{i % N_MAPPED_SLIDES}')},{i},0,{quoted(label)},{scale * (i + place)},{-scale * i},{subject}"
-                for i, label in enumerate(labels)
-            ]
+            for i, label in enumerate(labels):
+                tile = f"{quoted(f'{slide}{i % N_MAPPED_SLIDES}')},{i},0,{quoted(label)}"
+                lines.append(f"{tile},{scale * (i + place)},{-scale * i},{subject}")
         return self.result(
             encoder_folder,
             tile_folder,

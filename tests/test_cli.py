@@ -55,6 +55,10 @@ def test_the_configuration_of_a_run_is_printed_without_starting_it(tmp_path: Pat
         ),
         (["method=dino", "bakbone=vit_t"], "error: bakbone: no such"),
         (
+            ["method=dino", "backbone=vit_t", "task=slides", "task/models=[clam]"],
+            "error: task/models=clam: no such choice; did you mean clam_sb? task/models has abmil, clam_mb",
+        ),
+        (
             ["backbone=vit_t"],
             "error: method=... is missing; choose one of byol, checkpoint, dino, features, imagenet",
         ),

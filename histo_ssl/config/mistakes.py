@@ -30,8 +30,9 @@ PLUGINS = {  # of Hydra, and the extra of ours that installs them
 
 def explain(error: BaseException) -> str:
     """One sentence on what was wrong with a command, with the valid choices where there are any."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        return _explain_choice(str(error.missing_cfg_file), error.options)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        missing = error.missing_cfg_file
+        return _explain_choice(missing, error.options or choices_of(missing.rpartition("/")[0]))
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return explain(error.__cause__)
     cause = error.__cause__

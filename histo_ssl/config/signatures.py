@@ -19,15 +19,33 @@ def check_types(config: Any, path: str) -> None:
         path: where it stands, such as "tiling".
 
     Raises:
-        ValueError: a value has the wrong type; says which types are right.
+        ValueError: a value has the wrong type, and says which types are right; or no parameter has its
+            name, as where an experiment sets it for another choice.
     """
-    for node_path, node in _nodes(config, path):
+    # What is said in several places by interpolation is changed where its path is shortest.
+    for node_path, node in sorted(_nodes(config, path), key=lambda found: found[0].count(".")):
+        _check_names(node, node_path)
         hints = _hints(str(node["_target_"]))
         for key, value in node.items():
             allowed = _plain_types(hints.get(key))
             if allowed and not _fits(value, allowed):
                 expected = " or ".join(WORDS[kind] for kind in allowed)
                 raise ValueError(f"{node_path}.{key}={value!r}: {expected} is expected")
+
+
+def _check_names(node: Mapping[str, Any], path: str) -> None:
+    """Refuse a value that a node's target has no parameter for."""
+    made = get_object(str(node["_target_"]))
+    parameters = inspect.signature(made).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return
+    names = [one.name for one in parameters]
+    unknown = [key for key in node if not key.startswith("_") and key not in names]
+    if unknown:
+        raise ValueError(
+            f"{path}.{unknown[0]}: {made.__name__} takes no such value, but {', '.join(names)}; where an "
+            f"experiment sets it for another choice, say '~{path}.{unknown[0]}'"
+        )
 
 
 def _nodes(config: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -24,12 +24,12 @@ class Given:
     """Folds that somebody has listed, checked before they are used.
 
     Args:
-        path: folder of the lists, each of which gives a fold by its name; or one list.
+        path: folder of the lists, each of which gives a fold by its name; or one list. None is refused.
         allow_leaks: count patients on two sides, in place of stopping.
         allow_missing: leave out listed slides that are not there, in place of stopping.
     """
 
-    path: str
+    path: str | None
     allow_leaks: bool
     allow_missing: bool
 
@@ -38,9 +38,13 @@ class Given:
 
         Raises:
             FileNotFoundError: there is no list.
-            ValueError: a list is no CSV, has other columns, names a slide twice or one that is not there, or
-                a patient is on two sides.
+            ValueError: no path is given; a list is no CSV, has other columns, names a slide twice or one that
+                is not there; or a patient is on two sides.
         """
+        if self.path is None:
+            raise ValueError(
+                "task.folds.path is missing: give a folder of CLAM's splits_0.csv and so on, or one of them"
+            )
         lists = [_lists(file) for file in _files(Path(self.path))]
         folds, notes = placed(lists, cases, allow_missing=self.allow_missing)
         return folds, [*check_leaks(folds, cases, allow_leaks=self.allow_leaks), *notes]

@@ -34,6 +34,16 @@ def test_a_wrong_type_names_its_place(change: dict[str, Any], sentence: str) -> 
         check_types(TILING | change, "tiling")
 
 
+def test_a_value_too_many_is_named_where_it_is_set() -> None:
+    folds = {"_target_": "histo_ssl.folds.given.Given", "path": "x", "allow_leaks": True}
+    whole = folds | {"allow_missing": True}
+    check_types(whole, "task.folds")
+    with pytest.raises(
+        ValueError, match=r"^task\.folds\.n: Given takes no such value, but path, .*'~task\.folds\.n'$"
+    ):
+        check_types({"cohort": {"folds": whole | {"n": 0}}, "folds": whole | {"n": 0}}, "task")
+
+
 def test_a_value_deep_inside_of_foreign_targets_is_found() -> None:
     config = {"_target_": "torch.nn.Module", "inner": {"tiling": TILING | {"mpp": "x"}}}
     with pytest.raises(ValueError, match=r"^task\.inner\.tiling\.mpp='x': a number or null"):

@@ -96,6 +96,14 @@ def test_what_clam_writes_is_read_as_it_was(
     assert notes == []
 
 
+def test_a_folder_must_be_named(cases: pd.DataFrame) -> None:
+    unsaid = Given(path=None, allow_leaks=False, allow_missing=False)
+    with pytest.raises(
+        ValueError, match=r"task\.folds\.path is missing: give a folder of CLAM's splits_0\.csv"
+    ):
+        unsaid.split(cases)
+
+
 def test_of_both_kinds_of_a_fold_the_list_of_names_counts(cases: pd.DataFrame, tmp_path: Path) -> None:
     _write(tmp_path, "train,val,test\na1,c1,d1\n")
     (tmp_path / "splits_0_bool.csv").write_text(",train,val,test\ne1,True,False,False\nb1,False,False,True\n")

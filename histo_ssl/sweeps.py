@@ -7,6 +7,7 @@ environment variable `OUTCOME` names; the process that started it adds how long 
 import contextlib
 import io
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -38,7 +39,7 @@ class Outcome:
     results: list[str] = field(default_factory=list)  # folders, one for each task
 
     def primary(self) -> list[dict[str, Any]]:
-        """The scores that stand for its tasks: protocol, metric, value, low, high."""
+        """The scores that stand for its tasks: task, protocol, metric, value, low, high."""
         found = [primary_score(Path(folder)) for folder in self.results]
         return [score for score in found if score]
 
@@ -85,7 +86,8 @@ def primary_score(result: Path) -> dict[str, Any] | None:
     for score in content["scores"]:
         key = (score["subject"], score["protocol"], score["metric"], score["label"])
         if key == ("encoder", *content["primary"], "") and score["value"] is not None:
-            return {name: score[name] for name in ("protocol", "metric", "value", "low", "high")}
+            names = ("protocol", "metric", "value", "low", "high")
+            return {"task": content["task"], **{name: score[name] for name in names}}
     return None
 
 
@@ -105,8 +107,8 @@ def recorded() -> Iterator[dict[str, str]]:
         yield variables
     finally:
         facts = read_json(said) if said.exists() else {}
-        status = variables.pop("status", "-1")
-        reason = facts.get("reason") or ("" if status == "0" else f"ended with status {status}")
+        status = variables.pop("status", "")
+        reason = facts.get("reason") or (how_it_ended(int(status)) if status else "nobody saw how it ended")
         outcome = Outcome(
             number=int(job.job.num),
             overrides=list(job.overrides.task),
@@ -115,6 +117,21 @@ def recorded() -> Iterator[dict[str, str]]:
             results=facts.get("results", []),
         )
         write_json(folder / FILE, asdict(outcome))
+
+
+def how_it_ended(status: int) -> str:
+    """Why a job failed that could say nothing, by its exit status, which is minus the signal that killed it.
+
+    >>> how_it_ended(0), how_it_ended(3)
+    ('', 'ended with status 3')
+    """
+    if status == -signal.SIGKILL:
+        return (
+            "killed by SIGKILL, as a system does that has no memory left; the same command goes on from here"
+        )
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}; the same command goes on from here"
+    return f"ended with status {status}" if status else ""
 
 
 def score_of(folder: Path) -> float | None:
@@ -153,13 +170,19 @@ def table_text(outcomes: list[Outcome]) -> str:
     failed = [outcome for outcome in outcomes if outcome.reason]
     for outcome, words in zip(outcomes, differing(outcomes), strict=True):
         scores = outcome.primary()
-        shown = ["failed"] if outcome.reason else [f"{score['value']:.3f}" for score in scores]
+        # Of several tasks each is named.
+        tasks = [f"{score['task']} " if len(outcome.results) > 1 else "" for score in scores]
+        values = [f"{task}{score['value']:.3f}" for task, score in zip(tasks, scores, strict=True)]
+        shown = ["failed"] if outcome.reason else values
         bounds = [f"[{s['low']:.3f}, {s['high']:.3f}]" for s in scores if s["low"] is not None]
         cells = (" ".join(words), "\n".join(shown), "\n".join(bounds), duration(outcome.seconds))
         table.add_row(str(outcome.number), *cells)
     stream = io.StringIO()
     console = Console(file=stream, width=TABLE_COLUMNS, color_system=None, markup=False, emoji=False)
-    console.print(f"sweep: {len(outcomes)} jobs, {len(failed)} failed", highlight=False)
+    console.print(
+        f"sweep: {len(outcomes)} job{'' if len(outcomes) == 1 else 's'}, {len(failed)} failed",
+        highlight=False,
+    )
     console.print(table)
     for outcome in failed:
         console.print(f"job {outcome.number} failed: {outcome.reason}", highlight=False)

@@ -31,14 +31,14 @@ def _write_result(folder: Path, value: float | None) -> str:
     folder.mkdir()
     score = {"subject": "encoder", "protocol": "p", "metric": "auc", "label": "", "low": 0.5, "high": 0.9}
     other = {**score, "subject": "colour", "value": 0.1}
-    content = {"primary": ["p", "auc"], "scores": [other, {**score, "value": value}]}
+    content = {"task": folder.name, "primary": ["p", "auc"], "scores": [other, {**score, "value": value}]}
     (folder / "results.json").write_text(json.dumps(content))
     return str(folder)
 
 
 def test_the_primary_score_is_the_encoders_own(tmp_path: Path) -> None:
     found = primary_score(Path(_write_result(tmp_path / "a", 0.75)))
-    assert found == {"protocol": "p", "metric": "auc", "value": 0.75, "low": 0.5, "high": 0.9}
+    assert found == {"task": "a", "protocol": "p", "metric": "auc", "value": 0.75, "low": 0.5, "high": 0.9}
     assert primary_score(Path(_write_result(tmp_path / "b", None))) is None  # not defined on its test
     assert primary_score(tmp_path / "gone") is None
 
@@ -52,6 +52,17 @@ def test_the_table_tells_jobs_by_what_differs_and_says_why_some_failed(tmp_path:
     assert re.fullmatch(r"\s*1\s+seed=1\s+failed\s+2 min\s*", lines[4])
     assert lines[5] == "job 1 failed: labels are missing"
     assert "task=knn" not in text
+
+
+def test_scores_of_several_tasks_of_a_job_are_named(tmp_path: Path) -> None:
+    results = [
+        _write_result(tmp_path / name, value)
+        for name, value in (("knn", 0.75), ("umap", None), ("slides", 0.5))
+    ]
+    text = table_text([_outcome(0, results=results)])
+    assert text.startswith("sweep: 1 job, 0 failed")
+    assert re.search(r"knn 0\.750 +\[0\.500, 0\.900\] .*\n +slides 0\.500 +\[0\.500, 0\.900\]", text)
+    assert "umap" not in text  # it has no score
 
 
 def test_one_job_alone_differs_from_none() -> None:
@@ -86,7 +97,14 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ({"results": ["r"]}, "0", ""),
         ({"reason": "no labels"}, "1", "no labels"),
-        (None, "-9", "ended with status -9"),  # killed: it could say nothing
+        # killed: it could say nothing
+        (
+            None,
+            "-9",
+            "killed by SIGKILL, as a system does that has no memory left; the same command goes on from here",
+        ),
+        (None, "-11", "killed by SIGSEGV; the same command goes on from here"),
+        (None, "3", "ended with status 3"),
     ],
 )
 def test_what_a_job_came_to_is_kept_however_it_ended(

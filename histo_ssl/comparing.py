@@ -1,6 +1,7 @@
 """Which encoder is better on the same patients: pairs of finished results of slide tasks, for the report."""
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -10,8 +11,10 @@ from histo_ssl.report.runs import ENCODER, Result, read_predictions
 from histo_ssl.report.scores import FLOORS
 from histo_ssl.tasks.comparison import compare
 
+log = logging.getLogger(__name__)
+
 N_BOOTSTRAP, SEED = 1000, 0  # of the paired resamples
-MAX_RESULTS = 8  # of one question: 28 pairs
+MAX_PAIRED = 8  # encoders of one question that are compared with each other: 28 pairs
 
 
 def comparisons(results: Sequence[Result]) -> list[ComparisonRow]:
@@ -23,16 +26,23 @@ def comparisons(results: Sequence[Result]) -> list[ComparisonRow]:
     by_question: dict[str, list[Result]] = {}
     for result in of_bags:
         by_question.setdefault(result.question, []).append(result)
-    return [row for asked in by_question.values() for row in _of_question(asked[:MAX_RESULTS])]
+    return [row for asked in by_question.values() for row in _of_question(asked)]
 
 
 def _of_question(results: Sequence[Result]) -> Iterator[ComparisonRow]:
     tables = [_predictions(result) for result in results]
     for result, table in zip(results, tables, strict=True):
         for subject in (subject for subject in FLOORS if subject in set(table["subject"])):
-            yield from _pair(result, table, table, name=FLOORS[subject], subject=subject)
-    for (result, table), (other, its) in itertools.combinations(zip(results, tables, strict=True), 2):
-        yield from _pair(result, table, its, name=other.title, subject=ENCODER)
+            yield from _pair((result, table), (result, table), name=FLOORS[subject], subject=subject)
+    if len(results) > MAX_PAIRED:
+        log.warning(
+            "report: %d encoders were asked %s; the first %d by the names of their folders are compared with "
+            "each other, the others with their floors alone",
+            *(len(results), results[0].task_title, MAX_PAIRED),
+        )
+    paired = list(zip(results, tables, strict=True))[:MAX_PAIRED]
+    for one, other in itertools.combinations(paired, 2):
+        yield from _pair(one, other, name=other[0].title, subject=ENCODER)
 
 
 def _predictions(result: Result) -> pd.DataFrame:
@@ -42,9 +52,10 @@ def _predictions(result: Result) -> pd.DataFrame:
 
 
 def _pair(
-    result: Result, first: pd.DataFrame, second: pd.DataFrame, *, name: str, subject: str
+    one: tuple[Result, pd.DataFrame], other: tuple[Result, pd.DataFrame], *, name: str, subject: str
 ) -> Iterator[ComparisonRow]:
     """The pooled AUC and the folds' mean of an encoder beside another's, or a floor's."""
+    (result, first), (against, second) = one, other
     for protocol in first["protocol"].unique():
         ours, theirs = (
             table[(table["subject"] == who) & (table["protocol"] == protocol)]
@@ -63,4 +74,5 @@ def _pair(
                 high=found.paired.high,
                 p=found.paired.p,
                 test=found.test,
+                results=(result.folder.name, against.folder.name),
             )

@@ -9,7 +9,7 @@ from histo_ssl.folders.cells import harmless
 
 COLUMNS = (
     *("task", "protocol", "metric", "first", "second", "value_first", "value_second"),
-    *("difference", "low", "high", "p", "test"),
+    *("difference", "low", "high", "p", "test", "result_first", "result_second"),
 )
 
 
@@ -27,7 +27,8 @@ class ComparisonRow:
     low: float  # 95 % interval of the difference
     high: float
     p: float
-    test: str  # "DeLong" or "bootstrap"
+    test: str  # "delong" or "bootstrap"
+    results: tuple[str, str]  # names of folders, which tell apart what was asked in several ways
 
 
 def comparisons_csv(rows: Sequence[ComparisonRow]) -> str:
@@ -38,5 +39,7 @@ def comparisons_csv(rows: Sequence[ComparisonRow]) -> str:
     for row in rows:
         names = map(harmless, (row.task, row.protocol, row.metric, row.first, row.second))
         numbers = (*row.values, row.difference, row.low, row.high, row.p)
-        writer.writerow([*names, *(f"{number:.6g}" for number in numbers), row.test])
+        writer.writerow(
+            [*names, *(f"{number:.6g}" for number in numbers), row.test, *map(harmless, row.results)]
+        )
     return stream.getvalue()

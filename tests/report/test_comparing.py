@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from histo_ssl import comparing
 from histo_ssl.comparing import comparisons
 from histo_ssl.report.html import build_report
 from histo_ssl.report.runs import read_results
@@ -74,6 +75,22 @@ def test_they_are_in_the_report_and_in_a_file(fake_runs: Any, scores: dict[str, 
     table = list(csv.DictReader(page.with_name("comparisons.csv").read_text().splitlines()))
     assert len(table) == len(rows) == 6
     assert float(table[0]["difference"]) == pytest.approx(rows[0].difference, rel=1e-4)
+    named = [(row["result_first"], row["result_second"]) for row in table if row["metric"] == "auc"]
+    dino, moco = sorted(path.name for path in (fake_runs.path / "results").iterdir() if path.is_dir())
+    assert named == [(dino, dino), (moco, moco), (dino, moco)]
+
+
+def test_of_more_encoders_than_are_paired_all_stand_beside_their_floors(
+    fake_runs: Any,
+    scores: dict[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert scores
+    monkeypatch.setattr(comparing, "MAX_PAIRED", 1)
+    rows = comparisons(read_results(fake_runs.path))
+    assert [row.second for row in rows] == ["colour floor"] * 4
+    assert "2 encoders were asked slides; the first 1 by the names of their folders" in caplog.text
 
 
 def test_results_of_tiles_are_not_compared(fake_runs: Any) -> None:

@@ -51,13 +51,20 @@ def leaves(config: Any, path: str = "") -> dict[str, Any]:
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> "path old -> new" of every value that differs, in the order of the new ones."""
+    """Path -> "path old -> new" of every value that differs, in the order of the new ones; each said once."""
     paths = [*new, *(path for path in old if path not in new)]
-    return {
-        path: f"{path} {_shown(old, path)} -> {_shown(new, path)}"
+    changes = {
+        path: f"{_shown(old, path)} -> {_shown(new, path)}"
         for path in paths
         if path not in old or path not in new or old[path] != new[path]
     }
+    return {path: f"{path} {words}" for path, words in changes.items() if not _is_echo(path, changes)}
+
+
+def _is_echo(path: str, changes: Mapping[str, str]) -> bool:
+    """Whether an end of the path changed in the same way: the configuration says there what it is here."""
+    ends = (path[place + 1 :] for place, letter in enumerate(path) if letter == ".")
+    return any(changes.get(end) == changes[path] for end in ends)
 
 
 def _shown(values: Mapping[str, Any], path: str) -> str:

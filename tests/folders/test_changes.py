@@ -31,6 +31,16 @@ def test_many_changes_are_counted() -> None:
     )
 
 
+def test_what_is_said_again_further_in_is_one_change() -> None:
+    old, new = ({"task": {"labels": {"path": p}, "n": 1}, "labels": {"path": p}} for p in "ab")
+    assert difference(new, {}, {"o": {"config": old}}) == "nearest is o: labels.path a -> b"
+    apart = {"task": {"labels": {"path": "c"}, "n": 1}, "labels": {"path": "b"}}
+    assert (
+        difference(apart, {}, {"o": {"config": old}})
+        == "nearest is o: task.labels.path a -> c, labels.path a -> b"
+    )
+
+
 def test_changed_files_are_said_in_words_instead_of_their_fingerprint() -> None:
     old = {"a": {"bytes": 1}, "b": {"bytes": 2, "label": "x"}, "c": {"bytes": 3}, "d": {"bytes": 4}}
     new = {"a": {"bytes": 9}, "b": {"bytes": 2, "label": "y"}, "c": {"bytes": 3}, "e": {"bytes": 5}}

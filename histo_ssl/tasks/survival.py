@@ -193,8 +193,7 @@ def _notes(
 ) -> list[str]:
     """What the log-rank test says, and what these patients can't tell."""
     notes = [
-        f"{name}: risk above the median of the patients learned from against below it, log-rank p = "
-        f"{logrank(one):.2g}"
+        f"{name}: risk above the median of the patients learned from against below it, {_logrank(one)}"
         for name, one in found.items()
     ]
     empty = sorted({fold for of in folds.values() for fold, value in of.items() if np.isnan(value)})
@@ -203,6 +202,12 @@ def _notes(
             f"no pair of patients can be told in fold {', '.join(empty)}: it has no part in the scores"
         )
     return notes + few_groups(len(np.unique(parts.group_n)), coverage=COVERAGE)
+
+
+def _logrank(folds: Sequence[Risks]) -> str:
+    p = logrank(folds)
+    untold = "no log-rank test: nobody tested died, or all are on one side"
+    return untold if np.isnan(p) else f"log-rank p = {p:.2g}"
 
 
 def _looks(runs: Sequence[FoldRun], found: Sequence[Risks], bags: Bags, *, name: str, n: int) -> list[Look]:

@@ -1,6 +1,7 @@
 """Survival over folds: C within folds, curves and log-rank test of a published trial, and the whole task."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from histo_ssl.data.loading import Loading
 from histo_ssl.embeddings import write_embeddings
 from histo_ssl.tasks.base import TaskResult, Workplace
 from histo_ssl.tasks.bootstrap import Asked
-from histo_ssl.tasks.survival import SurvivalTask
+from histo_ssl.tasks.survival import SurvivalTask, _logrank
 from histo_ssl.tasks.survival_scores import (
     C_INDEX,
     FOLD_MEAN_C,
@@ -55,6 +56,19 @@ def _trial() -> Risks:
 
 def test_the_log_rank_test_of_a_published_trial() -> None:
     assert logrank([_trial()]) == pytest.approx(4.17e-5, rel=0.01)
+
+
+def test_where_nobody_died_or_all_are_on_one_side_there_is_no_log_rank_test() -> None:
+    alive, alike = (
+        replace(_trial(), event_M=np.zeros(42, dtype=bool)),
+        replace(_trial(), is_high_M=np.ones(42, dtype=bool)),
+    )
+    assert (
+        _logrank([alive])
+        == _logrank([alike])
+        == "no log-rank test: nobody tested died, or all are on one side"
+    )
+    assert _logrank([_trial()]) == "log-rank p = 4.2e-05"
 
 
 def test_kaplan_meier_curves_of_a_published_trial() -> None:

@@ -143,8 +143,9 @@ def _one_sentence(*, wants_traceback: bool, also: tuple[type[Exception], ...] = 
     except caught as error:
         if wants_traceback:
             raise
-        reason = redact(explain(error))
-        if not isinstance(error, JobFailedError):
+        is_told = isinstance(error, JobFailedError)  # by the job itself; a launcher's frames are no hint
+        reason = redact(str(error) if is_told else explain(error))
+        if not is_told:
             sweeps.say(reason=reason)
         sys.exit(f"error: {reason}")
     except signals.Stopped as stopped:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from histo_ssl.cli import with_variant
+from histo_ssl.cli import JobFailedError, _one_sentence, with_variant
 from histo_ssl.config.mistakes import FULL_ERROR, explain
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -136,6 +136,15 @@ def test_the_traceback_is_there_for_those_who_ask(tmp_path: Path) -> None:
     failed = _run("method=dino", "backbone=vit_q", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert failed.returncode == 1
     assert "Traceback (most recent call last)" in failed.stderr
+
+
+def test_a_failed_job_is_told_without_a_hint_whatever_launcher_hands_it_on() -> None:
+    raised = compile("raise JobFailedError('a job of the sweep failed: seed=1')", "launcher.py", "exec")
+    with (
+        pytest.raises(SystemExit, match=r"^error: a job of the sweep failed: seed=1$"),
+        _one_sentence(wants_traceback=False, also=(JobFailedError,)),
+    ):
+        exec(raised, {"JobFailedError": JobFailedError})  # in a frame that is not ours
 
 
 def test_one_sentence_names_the_library_that_an_error_comes_from() -> None:

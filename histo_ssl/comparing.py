@@ -9,7 +9,8 @@ import pandas as pd
 from histo_ssl.report.comparisons import ComparisonRow
 from histo_ssl.report.runs import ENCODER, Result, read_predictions
 from histo_ssl.report.scores import FLOORS
-from histo_ssl.tasks.comparison import compare
+from histo_ssl.tasks.comparison import IS_HIGH, RISK, SCORE, compare, compare_risks
+from histo_ssl.tasks.lifetimes import EVENT, TIME
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +21,9 @@ MAX_PAIRED = 8  # encoders of one question that are compared with each other: 28
 def comparisons(results: Sequence[Result]) -> list[ComparisonRow]:
     """Each encoder against its floors, and against every other that was asked the same.
 
-    Of classes alone, and by models of bags, whose predictions are of whole slides.
+    Of classes and of survival, by models of bags, whose predictions are of whole slides.
     """
-    of_bags = [result for result in results if result.folds.get(ENCODER) and result.classes]
+    of_bags = [result for result in results if result.folds.get(ENCODER)]
     by_question: dict[str, list[Result]] = {}
     for result in of_bags:
         by_question.setdefault(result.question, []).append(result)
@@ -32,7 +33,8 @@ def comparisons(results: Sequence[Result]) -> list[ComparisonRow]:
 def _of_question(results: Sequence[Result]) -> Iterator[ComparisonRow]:
     tables = [_predictions(result) for result in results]
     for result, table in zip(results, tables, strict=True):
-        for subject in (subject for subject in FLOORS if subject in set(table["subject"])):
+        # `method=random` is a floor itself, and differs from that one by the seed at most.
+        for subject in (one for one in FLOORS if one in set(table["subject"]) - {result.method}):
             yield from _pair((result, table), (result, table), name=FLOORS[subject], subject=subject)
     if len(results) > MAX_PAIRED:
         log.warning(
@@ -47,21 +49,23 @@ def _of_question(results: Sequence[Result]) -> Iterator[ComparisonRow]:
 
 def _predictions(result: Result) -> pd.DataFrame:
     table = pd.DataFrame(read_predictions(result))
-    numbers = [name for name in table if str(name).startswith("score_")]
-    return table.astype(dict.fromkeys(numbers, float))
+    numbers = [name for name in table if str(name).startswith(SCORE) or name in (RISK, TIME)]
+    flags = {name: table[name] == "True" for name in (EVENT, IS_HIGH) if name in table}
+    return table.assign(**flags).astype(dict.fromkeys(numbers, float))
 
 
 def _pair(
     one: tuple[Result, pd.DataFrame], other: tuple[Result, pd.DataFrame], *, name: str, subject: str
 ) -> Iterator[ComparisonRow]:
-    """The pooled AUC and the folds' mean of an encoder beside another's, or a floor's."""
+    """The pooled AUC or C-index and the folds' mean of an encoder beside another's, or a floor's."""
     (result, first), (against, second) = one, other
+    compared = compare_risks if RISK in first else compare
     for protocol in first["protocol"].unique():
         ours, theirs = (
             table[(table["subject"] == who) & (table["protocol"] == protocol)]
             for table, who in ((first, ENCODER), (second, subject))
         )
-        for found in compare(ours, theirs, n_bootstrap=N_BOOTSTRAP, seed=SEED):
+        for found in compared(ours, theirs, n_bootstrap=N_BOOTSTRAP, seed=SEED):
             yield ComparisonRow(
                 task=result.task_title,
                 protocol=str(protocol),

@@ -1,7 +1,7 @@
 """Whether one encoder tells the same patients apart better than another: paired tests of their predictions.
 
 DeLong's test is for one prediction per patient. Where patients have several slides, and for other scores,
-patients are resampled, the same ones for both encoders.
+of survival too, patients are resampled, the same ones for both encoders.
 
 Both ask how the difference would move with other patients to be tested. What another training, or another
 division into folds, would change is in neither: a small p says nothing of seeds.
@@ -20,12 +20,16 @@ from histo_ssl.tasks.bootstrap import INTERVAL_PERCENT, group_weights
 from histo_ssl.tasks.cases import LABEL, PATIENT, SLIDE
 from histo_ssl.tasks.delong import Paired, delong, placements
 from histo_ssl.tasks.fold_scores import FOLD_MEAN, mean_auc
+from histo_ssl.tasks.lifetimes import EVENT, TIME
 from histo_ssl.tasks.scores import Predictions, score_names, values_of
+from histo_ssl.tasks.survival_scores import SURVIVAL_METRICS, Risks, c_indices
 
 Floats = NDArray[np.float64]
 Metric = Callable[[Floats], Floats]  # weights of the patients (R, G) -> score (R,), NaN where there is none
 FOLD, SCORE = "fold", "score_"  # a column of predictions.csv, and how those of the classes begin
 KNOWN = [FOLD, SLIDE, PATIENT, LABEL]
+RISK, IS_HIGH = "risk", "is_high"
+KNOWN_OF_RISKS = [FOLD, SLIDE, PATIENT, TIME, EVENT]
 DELONG, BOOTSTRAP = "delong", "bootstrap"
 
 
@@ -33,7 +37,7 @@ DELONG, BOOTSTRAP = "delong", "bootstrap"
 class Comparison:
     """A score of two encoders, and the test of its difference."""
 
-    metric: str  # "auc" of all folds' predictions together, or FOLD_MEAN
+    metric: str  # "auc" of all folds' predictions together, FOLD_MEAN, or one of SURVIVAL_METRICS
     test: str  # DELONG or BOOTSTRAP
     first: float
     second: float
@@ -87,41 +91,80 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int, seed
     Raises:
         ValueError: they lack a column, or are not of the same slides, folds, labels and classes.
     """
-    first, second = (_sorted(table) for table in (first, second))
-    _check_same(first, second)
+    first, second = (_sorted(table, KNOWN) for table in (first, second))
+    _check_same(first, second, KNOWN)
     folds = [_folds(table) for table in (first, second)]
     pooled = [_predictions(table, table) for table in (first, second)]
-    sizes = {"n_groups": pooled[0].n_groups, "n_tiles": len(first)}
-
-    def resampled(metric: str, of_first: Metric, of_second: Metric) -> Comparison:
-        whole = np.ones((1, pooled[0].n_groups))
-        return Comparison(
-            metric=metric,
-            test=BOOTSTRAP,
-            first=float(of_first(whole)[0]),
-            second=float(of_second(whole)[0]),
-            paired=paired_bootstrap(of_first, of_second, **sizes, n_bootstrap=n_bootstrap, seed=seed),
-        )
-
-    of_all, of_folds = ([_auc(one) for one in pooled], [_mean_over(one) for one in folds])
-    has_delong = len(pooled[0].classes) == 2 and pooled[0].n_groups == len(first) and _n_fewest(pooled[0]) > 1
-    whole = _by_delong(*pooled) if has_delong else resampled("auc", *of_all)
-    return [whole, resampled(FOLD_MEAN, *of_folds)]
+    n_groups = pooled[0].n_groups
+    sizes = {"n_groups": n_groups, "n_tiles": len(first), "n_bootstrap": n_bootstrap, "seed": seed}
+    has_delong = len(pooled[0].classes) == 2 and n_groups == len(first) and _n_fewest(pooled[0]) > 1
+    whole = (
+        _by_delong(*pooled)
+        if has_delong
+        else _by_resampling("auc", _auc(pooled[0]), _auc(pooled[1]), **sizes)
+    )
+    return [whole, _by_resampling(FOLD_MEAN, _mean_over(folds[0]), _mean_over(folds[1]), **sizes)]
 
 
-def _sorted(table: pd.DataFrame) -> pd.DataFrame:
-    missing = [name for name in KNOWN if name not in table]
+def compare_risks(
+    first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int, seed: int
+) -> list[Comparison]:
+    """Two encoders by the risks that models of their bags gave the same patients in the same folds.
+
+    Harrell's C over all pairs of patients of one fold, and the mean of the folds' C, by resampling patients.
+
+    Args:
+        first: rows of `predictions.csv` of one subject and protocol: slide, patient, time, event, fold, risk
+            and is_high.
+        second: of another.
+        n_bootstrap: resamples of the patients.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: they lack a column, or are not of the same slides, folds, times and events.
+    """
+    first, second = (_sorted(table, KNOWN_OF_RISKS) for table in (first, second))
+    _check_same(first, second, KNOWN_OF_RISKS)
+    folds = [_risks(table) for table in (first, second)]
+    sizes = {
+        "n_groups": first[PATIENT].nunique(),
+        "n_tiles": max(len(one.risk_M) for one in folds[0]) ** 2,
+        **{"n_bootstrap": n_bootstrap, "seed": seed},
+    }
+    return [
+        _by_resampling(metric, _c_index(folds[0], place), _c_index(folds[1], place), **sizes)
+        for place, metric in enumerate(SURVIVAL_METRICS)
+    ]
+
+
+def _by_resampling(
+    metric: str, of_first: Metric, of_second: Metric, *, n_groups: int, **sizes: int
+) -> Comparison:
+    whole = np.ones((1, n_groups))
+    return Comparison(
+        metric=metric,
+        test=BOOTSTRAP,
+        first=float(of_first(whole)[0]),
+        second=float(of_second(whole)[0]),
+        paired=paired_bootstrap(of_first, of_second, n_groups=n_groups, **sizes),
+    )
+
+
+def _sorted(table: pd.DataFrame, known: Sequence[str]) -> pd.DataFrame:
+    missing = [name for name in known if name not in table]
     if missing:
         raise ValueError(
-            f"predictions without {', '.join(missing)}: those of a task on slides have {', '.join(KNOWN)}"
+            f"predictions without {', '.join(missing)}: those of a task on slides have {', '.join(known)}"
         )
     return table.sort_values([FOLD, SLIDE]).reset_index(drop=True)
 
 
-def _check_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
+def _check_same(first: pd.DataFrame, second: pd.DataFrame, known: Sequence[str]) -> None:
     """Refuse tables, sorted, that are not of the same tests."""
     scores = [{name for name in table.columns if name.startswith(SCORE)} for table in (first, second)]
-    is_same = len(first) == len(second) and scores[0] == scores[1] and first[KNOWN].equals(second[KNOWN])
+    is_same = (
+        len(first) == len(second) and scores[0] == scores[1] and first[[*known]].equals(second[[*known]])
+    )
     if not is_same or first[[FOLD, SLIDE]].duplicated().any():
         rows = [set(zip(table[FOLD], table[SLIDE], strict=True)) for table in (first, second)]
         alone = sorted(rows[0] ^ rows[1])
@@ -168,3 +211,22 @@ def _predictions(rows: pd.DataFrame, table: pd.DataFrame) -> Predictions:
         group_M=np.searchsorted(patients, rows[PATIENT].to_numpy(dtype=str)),
         classes=classes,
     )
+
+
+def _c_index(folds: Sequence[Risks], place: int) -> Metric:
+    return lambda w_RG: c_indices(folds, w_RG)[:, place]
+
+
+def _risks(table: pd.DataFrame) -> list[Risks]:
+    """What the model of each fold said, with the patients numbered as in all of the table."""
+    patients = np.unique(table[PATIENT].to_numpy(dtype=str))
+    return [
+        Risks(
+            risk_M=rows[RISK].to_numpy(dtype=np.float64),
+            time_M=rows[TIME].to_numpy(dtype=np.float64),
+            event_M=rows[EVENT].to_numpy(dtype=bool),
+            group_M=np.searchsorted(patients, rows[PATIENT].to_numpy(dtype=str)),
+            is_high_M=rows[IS_HIGH].to_numpy(dtype=bool),
+        )
+        for _, rows in table.groupby(FOLD)
+    ]

@@ -43,8 +43,8 @@ def survival_scores(folds: Sequence[Risks], asked: Asked) -> list[Score]:
     n_groups = 1 + max(int(one.group_M.max()) for one in folds)
     n_pairs = max(len(one.risk_M) for one in folds) ** 2
     blocks = group_weights(n_groups, n=asked.n_bootstrap, seed=asked.seed, n_tiles=n_pairs)
-    one_R2 = _values(folds, np.ones((1, n_groups)))
-    drawn_R2 = np.concatenate([_values(folds, w_RG) for w_RG in blocks])
+    one_R2 = c_indices(folds, np.ones((1, n_groups)))
+    drawn_R2 = np.concatenate([c_indices(folds, w_RG) for w_RG in blocks])
     return [
         with_interval(
             Estimated(
@@ -89,8 +89,13 @@ def curves(folds: Sequence[Risks]) -> pd.DataFrame:
     )
 
 
-def _values(folds: Sequence[Risks], w_RG: Floats) -> Floats:
-    """C of all pairs, and the folds' mean (R, 2), under each weighting of the patients."""
+def c_indices(folds: Sequence[Risks], w_RG: Floats) -> Floats:
+    """C of all pairs of one fold, and the folds' mean (R, 2), under each weighting of the patients.
+
+    Args:
+        folds: of each fold.
+        w_RG: weight of each patient, by the number in `group_M`.
+    """
     n_R2 = np.zeros((len(w_RG), 2))
     by_fold = []
     for one in folds:

@@ -71,7 +71,7 @@ def test_they_are_in_the_report_and_in_a_file(fake_runs: Any, scores: dict[str, 
     assert scores
     rows = comparisons(read_results(fake_runs.path))
     page = build_report(fake_runs.path, comparisons=rows)
-    assert "Differences of AUC on the same patients" in page.read_text()
+    assert "Differences of AUC and C-index on the same patients" in page.read_text()
     table = list(csv.DictReader(page.with_name("comparisons.csv").read_text().splitlines()))
     assert len(table) == len(rows) == 6
     assert float(table[0]["difference"]) == pytest.approx(rows[0].difference, rel=1e-4)
@@ -96,3 +96,56 @@ def test_of_more_encoders_than_are_paired_all_stand_beside_their_floors(
 def test_results_of_tiles_are_not_compared(fake_runs: Any) -> None:
     fake_runs.result("pretrain/a", "tiles/t", values={"encoder": 0.9}, folds={"encoder": {}})
     assert comparisons(read_results(fake_runs.path)) == []
+
+
+def test_random_weights_are_not_compared_with_random_weights(fake_runs: Any) -> None:
+    text, _ = _predictions({"encoder": 0.5, "colour": 0.0, "random": 0.5})
+    fake_runs.result(
+        "pretrain/random",
+        "tiles/t",
+        values={},
+        predictions=text,
+        scores=[],
+        confusion={},
+        classes=["IDC", "ILC"],
+        task="slides",
+        method="random",
+        folds={"encoder": {"clam_sb": {"k0": 0.9, "k1": 0.8}}},
+    )
+    rows = comparisons(read_results(fake_runs.path))
+    assert {row.second for row in rows} == {"colour floor"}
+
+
+def test_survival_is_compared_by_the_risks_of_the_same_patients(fake_runs: Any) -> None:
+    rng = np.random.default_rng(0)
+    time, died, noise = rng.exponential(20, size=N) + 1, rng.random(N) < 0.7, rng.normal(size=N)
+    for method, strength in (("dino", 3.0), ("moco", 0.5)):
+        lines = ["slide,patient,time,event,fold,risk,is_high,protocol,subject"]
+        for subject, effect in (("encoder", strength), ("colour", 0.0)):
+            risk = noise - effect * np.log(time)
+            lines += [
+                f"s{i:02d},p{i:02d},{time[i]},{died[i]},k{i // 30},{risk[i]},{risk[i] > 0},abmil,{subject}"
+                for i in range(N)
+            ]
+        fake_runs.result(
+            f"pretrain/{method}",
+            "tiles/t",
+            values={},
+            predictions="\n".join(lines) + "\n",
+            scores=[],
+            confusion={},
+            classes=[],
+            task="survival",
+            method=method,
+            folds={"encoder": {"abmil": {"k0": 0.9, "k1": 0.8}}},
+        )
+    rows = comparisons(read_results(fake_runs.path))
+    assert [(row.first.split(",")[0], row.second.split(",")[0], row.metric) for row in rows] == [
+        (first, second, metric)
+        for first, second in (("dino", "colour floor"), ("moco", "colour floor"), ("dino", "moco"))
+        for metric in ("c_index", "fold_mean_c_index")
+    ]
+    assert all(row.test == "bootstrap" for row in rows)
+    assert rows[4].low > 0
+    assert rows[4].p < 0.01
+    assert "fold mean C-index" in build_report(fake_runs.path, comparisons=rows).read_text()

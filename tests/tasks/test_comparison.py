@@ -6,7 +6,14 @@ import pytest
 from numpy.typing import NDArray
 
 from histo_ssl.tasks.bootstrap import group_weights
-from histo_ssl.tasks.comparison import BOOTSTRAP, DELONG, Comparison, compare, paired_bootstrap
+from histo_ssl.tasks.comparison import (
+    BOOTSTRAP,
+    DELONG,
+    Comparison,
+    compare,
+    compare_risks,
+    paired_bootstrap,
+)
 from histo_ssl.tasks.delong import delong
 from histo_ssl.tasks.fold_scores import FOLD_MEAN
 from histo_ssl.tasks.metrics import auc
@@ -205,3 +212,76 @@ def test_two_protocols_in_one_table_are_not_taken_for_one() -> None:
     both = pd.concat([table, table])
     with pytest.raises(ValueError, match="of 240 and 240 slides can't be compared in pairs: one protocol"):
         _compared(both, both)
+
+
+def _risks(seed: int, *, effect: float, n: int = 90, per_patient: int = 1) -> pd.DataFrame:
+    """Rows of predictions.csv of a task of survival: the risk rises as the time falls, in folds of 30."""
+    rng, noise = np.random.default_rng(0), np.random.default_rng(seed).normal(size=n)
+    time, died = 1 + rng.exponential(20, size=n), rng.random(n) < 0.6
+    patient = np.arange(n) // per_patient
+    return pd.DataFrame(
+        {
+            **{"slide": [f"s{i:03}" for i in range(n)], "patient": [f"p{p:03}" for p in patient]},
+            **{"time": time, "event": died, "fold": [f"k{p * per_patient // 30}" for p in patient]},
+            **{"risk": noise - effect * np.log(time), "is_high": noise > 0},
+        }
+    )
+
+
+def _pairs(rows: pd.DataFrame) -> list[bool]:
+    """Of each pair whose order is known, since the first died before the other was last seen: is it right?"""
+    found = list(rows[["time", "event", "risk"]].itertuples(index=False))
+    return [one.risk > two.risk for one in found for two in found if one.event and one.time < two.time]
+
+
+def test_c_indices_are_compared_by_resampling_patients() -> None:
+    first, second = _risks(1, effect=2.0), _risks(2, effect=0.3)
+    pairs = [[_pairs(rows) for _, rows in table.groupby("fold")] for table in (first, second)]
+    means = [np.mean([np.mean(of_fold) for of_fold in of]) for of in pairs]
+    pooled = [np.mean([right for of_fold in of for right in of_fold]) for of in pairs]
+    over_pairs, over_folds = compare_risks(
+        first, second.sample(frac=1, random_state=0), n_bootstrap=400, seed=0
+    )
+    assert (over_pairs.metric, over_folds.metric) == ("c_index", "fold_mean_c_index")
+    assert (over_pairs.first, over_pairs.second) == pytest.approx(pooled, abs=1e-9)
+    assert (over_folds.first, over_folds.second) == pytest.approx(means, abs=1e-9)
+    for found in (over_pairs, over_folds):
+        assert found.test == BOOTSTRAP
+        assert found.paired.difference == pytest.approx(found.first - found.second)
+        assert 0 < found.paired.low < found.paired.difference < found.paired.high
+        assert found.paired.p == pytest.approx(2 / 401)
+
+
+def test_risks_that_say_nothing_differ_in_one_test_of_twenty() -> None:
+    p = [
+        compare_risks(_risks(1 + 2 * t, effect=0.0), _risks(2 + 2 * t, effect=0.0), n_bootstrap=199, seed=t)[
+            0
+        ].paired.p
+        for t in range(100)
+    ]
+    # SE of a share of .05 among 100 is .022; three of them.
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.066)
+    assert np.mean(p) == pytest.approx(0.5, abs=0.1)
+
+
+def test_slides_of_a_patient_are_resampled_together() -> None:
+    """A copy of each patient's slide adds nothing: neither the value nor the interval's width changes."""
+    once = [_risks(seed, effect=effect, n=60) for seed, effect in ((1, 1.0), (2, 0.3))]
+    twice = [
+        pd.concat([table, table.assign(slide=table["slide"] + "b")], ignore_index=True) for table in once
+    ]
+    for one, other in zip(
+        compare_risks(*once, n_bootstrap=300, seed=0),
+        compare_risks(*twice, n_bootstrap=300, seed=0),
+        strict=True,
+    ):
+        assert other.first == pytest.approx(one.first)
+        assert (other.paired.low, other.paired.high) == pytest.approx((one.paired.low, one.paired.high))
+
+
+def test_risks_of_other_times_are_not_compared() -> None:
+    first, second = _risks(1, effect=1.0), _risks(2, effect=1.0)
+    with pytest.raises(ValueError, match="can't be compared in pairs"):
+        compare_risks(first, second.assign(time=second["time"] + 1), n_bootstrap=9, seed=0)
+    with pytest.raises(ValueError, match="predictions without event: those of a task on slides have fold"):
+        compare_risks(first.drop(columns=["event"]), second, n_bootstrap=9, seed=0)

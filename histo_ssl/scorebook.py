@@ -1,19 +1,21 @@
 """What is written of scores: results.json, predictions, tables, figures, and where models looked."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from histo_ssl.config.plan import Plan
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.thumbnails import thumbnails
-from histo_ssl.folders.artifacts import Counts, write_image, write_json, write_text
+from histo_ssl.folders.artifacts import Counts, write_bytes, write_image, write_json, write_text
 from histo_ssl.folders.cells import csv_text
 from histo_ssl.looking import draw_sheet, write_looks
 from histo_ssl.tasks.base import Figure, TaskResult
@@ -38,6 +40,8 @@ def write_results(
     write_json(folder / "results.json", _summary(plan, results))
     _write_tables(results, folder)
     drawn = [draw_sheet(sheet, source) for sheet in of_encoder.sheets] if source else []
+    for name, arrays in of_encoder.arrays.items():
+        _write_arrays(folder / f"{name}.npz", arrays)
     _write_figures([*of_encoder.figures, *drawn], folder)
     if source:
         _write_thumbnails(plan, of_encoder, source, folder)
@@ -45,6 +49,13 @@ def write_results(
     tables = [result.predictions.assign(subject=subject) for subject, result in results.items()]
     write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
     return {"scores": sum(len(result.scores) for result in results.values())}
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    content, named = io.BytesIO(), cast(dict[str, Any], dict(arrays))
+    np.savez_compressed(content, **named)
+    write_bytes(path, content.getvalue())
 
 
 def _write_figures(figures: Sequence[Figure], folder: Path) -> None:

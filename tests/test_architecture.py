@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "comparing": {"report", "tasks"},
     "looking": {"data", "folders", "slidemaps", "tasks"},
     "scorebook": {"config", "data", "folders", "looking", "tasks"},
-    "viewer": {"data", "embeddings", "folders", "signals", "slidemaps", "slides", "units"},
+    "viewer": {"data", "embeddings", "folders", "heads", "signals", "slidemaps", "slides", "units"},
     "scoring": {
         "scorebook",
         "training",

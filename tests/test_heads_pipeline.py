@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from histo_ssl.heads.over_slides import SlideHeads
+
 Run = Callable[..., Any]
 SMALL = [
     *("backbone=timm", "backbone.name=test_vit", "loader.n_workers=0", "n_processes=1", "trainer=cpu"),
@@ -82,13 +84,26 @@ def test_every_head_has_its_numbers(looked: Path) -> None:
 
 def test_the_figures_are_listed_with_words_for_those_who_can_t_see_them(looked: Path) -> None:
     listed = json.loads((looked / "figures" / "figures.json").read_text())
+    drawn = sorted(path.stem for path in (looked / "heads").iterdir())
     names = ["heads-auc", "heads-correlation", "tiles", "region-1", "region-2"]
-    assert [figure["file"] for figure in listed] == [f"{name}.png" for name in names]
+    names += [*(f"heads-{slide}" for slide in drawn), "heads-narrowest"]
+    assert sorted(figure["file"] for figure in listed) == sorted(f"{name}.png" for name in names)
+    assert len(drawn) == 2
     for figure in listed:
         assert set(figure) == {"file", "title", "alt", "group"}
         assert len(figure["alt"]) > 30
         with Image.open(looked / "figures" / figure["file"]) as image:
             assert min(image.size) > 100
+
+
+def test_whole_slides_are_seen_under_every_head(looked: Path) -> None:
+    tiles = pd.read_csv(next((looked.parents[1] / "tiles").glob("*/status.csv"))).set_index("slide_id")
+    for path in (looked / "heads").iterdir():
+        seen = SlideHeads.read(path)
+        assert len(seen.coords) == tiles.loc[path.stem, "n_tiles"]
+        assert seen.n_heads == 2
+        assert seen.attention_NHhw.mean(axis=(2, 3)) == pytest.approx(1, abs=2e-3)
+        assert (seen.narrowness_NH >= 0).all()
 
 
 def test_a_checkpoint_draws_an_image_without_a_run(run: Run, looked: Path, shared_data: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be said of maps of attention: where their top mass lies, and how far heads differ.
+"""What can be said of maps of attention: where their top mass lies, how narrow they are, how heads differ.
 
 M: tiles; H: heads, H > 1 where they are compared; L: patches of a tile; h, w: rows and columns of them.
 """
@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import rel_entr
+from scipy.special import entr, rel_entr
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -31,6 +31,17 @@ def top_mass(map_hw: Floats, *, share: float) -> Mask:
     kept = np.zeros(map_hw.size, dtype=bool)
     kept[order] = before < share * map_hw.sum() * (1 - ROUNDING)
     return kept.reshape(map_hw.shape)
+
+
+def narrowness(maps_MHL: Floats) -> Floats:
+    """By how many bits (M, H) each map is narrower than an even one: log2 L less its entropy.
+
+    Returns:
+        0 where all patches have the same, log2 L where one patch has all: 1 for half of the patches.
+    """
+    p_MHL = maps_MHL / maps_MHL.sum(axis=-1, keepdims=True)
+    bits_MH: Floats = np.log2(p_MHL.shape[-1]) - entr(p_MHL).sum(axis=-1) / np.log(2)
+    return bits_MH.clip(0)
 
 
 def divergence(maps_MHL: Floats) -> Floats:

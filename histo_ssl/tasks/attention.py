@@ -22,6 +22,7 @@ from histo_ssl.backbones.attention import check_heads
 from histo_ssl.backbones.vit import patch_px
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.image_list import images_below
+from histo_ssl.data.slides import SlideTiles
 from histo_ssl.data.synthetic import NUCLEI
 from histo_ssl.data.truth import PixelTruth
 from histo_ssl.embeddings import EmbeddingSet
@@ -45,6 +46,7 @@ from histo_ssl.tasks.floors import ColorStatistics
 from histo_ssl.tasks.head_figures import charts, region_figures, tile_figures
 from histo_ssl.tasks.head_looks import HAEMATOXYLIN, Least, Seen, extremes_in, looked_at, spread
 from histo_ssl.tasks.head_scores import Named, score_of
+from histo_ssl.tasks.head_slides import FOLDER, drawn_slides, narrowest, over_slide, slide_figure
 from histo_ssl.tasks.head_tables import BEST, DIVERGENCE, MEAN, diversity, judge, primary_metric
 from histo_ssl.tasks.scores import COVERAGE
 from histo_ssl.tasks.splits import Split, split_tiles
@@ -67,6 +69,8 @@ class AttentionTask:
     tissue_share: float
     max_tiles: int
     n_drawn: int
+    n_maps: int
+    n_narrowest: int
     region_px: int
     overlap: float
     top_mass: float
@@ -80,10 +84,12 @@ class AttentionTask:
         check_sampling(test_share=self.test_share, n_bootstrap=self.n_bootstrap)
         shares = ("nuclear_share", "tissue_share", "top_mass", "overlap")
         wrong = [name for name in shares if not 0 < getattr(self, name) <= 1]
-        if wrong or min(self.max_tiles, self.n_drawn, self.region_px) < 1:
+        least = {"max_tiles": 1, "n_drawn": 1, "region_px": 1, "n_narrowest": 1, "n_maps": 0}
+        wrong += [name for name, value in least.items() if getattr(self, name) < value]
+        if wrong:
             raise ValueError(
-                f"task.protocol: {', '.join(wrong) or 'max_tiles, n_drawn, region_px'}: shares above 0 and "
-                "up to 1, and numbers of 1 or more, are expected"
+                f"task.protocol: {', '.join(wrong)}: shares above 0 and up to 1, and numbers of 1 or more "
+                "(n_maps: 0), are expected"
             )
 
     def split(self, labelled: EmbeddingSet) -> Split:
@@ -123,7 +129,23 @@ class AttentionTask:
         result.notes = [*reasons, *split.notes, *result.notes]
         if subject == ENCODER:
             result.figures = self._figures(attends, source, tiles, split, encoder=encoder)
+            scored = parts[SCORING]
+            assert scored is not None
+            result.sheets = [narrowest(scored, source.table(), n=self.n_narrowest)]
+            if isinstance(source, SlideTiles) and not self.input:
+                self._look_over_slides(result, attends, source, split, place=place)
         return result
+
+    def _look_over_slides(
+        self, result: TaskResult, attends: Attends, source: SlideTiles, split: Split, *, place: Workplace
+    ) -> None:
+        """Add figures of whole slides under each head, and the numbers behind them."""
+        names = drawn_slides(source, np.flatnonzero(split.test), n=self.n_maps, seed=self.seed)
+        for name in names:
+            seen = over_slide(source, name, attends, place=place)
+            log.info("attention: %d tiles of slide %s for its map", len(seen.coords), name)
+            result.figures.append(slide_figure(source, name, seen))
+            result.arrays[f"{FOLDER}/{name}"] = seen.arrays()
 
     def draw(self, encoder: Encoder, *, place: Workplace) -> TaskResult:
         """Figures of an image, or of the images in a folder, of any sizes at the encoder's scale.

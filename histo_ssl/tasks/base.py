@@ -92,6 +92,9 @@ class TaskResult:
     primary: tuple[str, str]  # protocol and metric that stand for the task
     thumbnail_px: int = 0  # side of the pictures that the tiles of `predictions` are to be shown by; 0: none
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # more to keep, by the name of its file
+    arrays: dict[str, Mapping[str, NDArray[np.generic]]] = field(
+        default_factory=dict
+    )  # the same of numbers, by the path of its file in the result's folder, without ending
     folds: dict[str, dict[str, float]] = field(default_factory=dict)  # by protocol and fold: its AUC
     label_fraction: float = 1.0  # share of the training labels that was learned from
     looks: list[Look] = field(

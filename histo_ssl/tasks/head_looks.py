@@ -3,6 +3,7 @@
 Letters: M tiles; H heads; L patches of a tile; K phenotypes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.reading import batches_of
 from histo_ssl.data.synthetic import NUCLEI
 from histo_ssl.data.truth import PixelTruth
 from histo_ssl.folders.cells import exact_table
-from histo_ssl.heads.attending import Attends, patch_haematoxylin
+from histo_ssl.heads.attending import Attends, Attention, patch_haematoxylin
 from histo_ssl.tasks.base import Workplace
 from histo_ssl.tasks.head_scores import Trait
 
@@ -51,23 +53,11 @@ def looked_at(
     Raises:
         ValueError: more of them can't be read than `place` allows.
     """
-    seen: list[tuple[Ints, Floats, Floats, Floats]] = []
-    failed: dict[int, str] = {}
-    for batch in batches_of(source, rows, loading=place.loading):
-        failed |= batch["failed"]
-        is_read = ~np.isin(batch["ids"].numpy(), list(batch["failed"]))
-        tiles: Any = batch["tiles"].permute(0, 3, 1, 2)[is_read]
-        if not len(tiles):
-            continue
-        found = attends(tiles)
+    seen = []
+    for ids, tiles, found in maps_of(attends, source, rows, place=place):
         patch_px = tiles.shape[-1] // found.maps_BHhw.shape[-1]
         density = patch_haematoxylin(tiles, patch_px=patch_px)
-        seen.append((batch["ids"].numpy()[is_read], found.maps_BHhw, found.prefix_BH, density))
-    if len(failed) > place.max_failed * len(rows):
-        raise ValueError(
-            f"{len(failed)} of {len(rows)} tiles can't be read, more than "
-            f"max_failed_tiles={place.max_failed:g} allows; the newest: {list(failed.values())[-1]}"
-        )
+        seen.append((ids, found.maps_BHhw, found.prefix_BH, density))
     row_M, maps_MHhw, prefix_MH, density_Mhw = (np.concatenate(part) for part in zip(*seen, strict=True))
     known = _known(truth, row_M, n_patches=maps_MHhw.shape[-1], least=least)
     amount = Trait(name=HAEMATOXYLIN, share_ML=density_Mhw.reshape(len(row_M), -1), least=None)
@@ -77,6 +67,28 @@ def looked_at(
         prefix_MH=prefix_MH,
         traits=[*known, amount],
     )
+
+
+def maps_of(
+    attends: Attends, source: TileSource, rows: Ints, *, place: Workplace
+) -> Iterator[tuple[Ints, Tensor, Attention]]:
+    """Batches of tiles of a source that could be read: their numbers, the tiles (B, 3, S, S), their maps.
+
+    Raises:
+        ValueError: more of them can't be read than `place` allows; at the end.
+    """
+    failed: dict[int, str] = {}
+    for batch in batches_of(source, rows, loading=place.loading):
+        failed |= batch["failed"]
+        is_read = ~np.isin(batch["ids"].numpy(), list(batch["failed"]))
+        tiles: Any = batch["tiles"].permute(0, 3, 1, 2)[is_read]
+        if len(tiles):
+            yield batch["ids"].numpy()[is_read], tiles, attends(tiles)
+    if len(failed) > place.max_failed * len(rows):
+        raise ValueError(
+            f"{len(failed)} of {len(rows)} tiles can't be read, more than "
+            f"max_failed_tiles={place.max_failed:g} allows; the newest: {list(failed.values())[-1]}"
+        )
 
 
 def spread(rows: Ints, keys: NDArray[np.str_], *, n: int, seed: int) -> Ints:

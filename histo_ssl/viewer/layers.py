@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from histo_ssl.folders.artifacts import fingerprint
+from histo_ssl.heads.over_slides import SlideHeads
 from histo_ssl.slidemaps.frame import Tiles
 from histo_ssl.viewer.clusters import CHOICES, Clusters, Embedded
-from histo_ssl.viewer.maps import Classes, TileMap
+from histo_ssl.viewer.maps import Classes, Numbers, TileMap
 from histo_ssl.viewer.memory import Memory
 from histo_ssl.viewer.tables import PERCENTILE, Column, SideOf, Table
 from histo_ssl.viewer.tilesets import TileSet
+
+OF_PATCHES, OF_TILES = "patches", "tiles"  # what a map of heads has values of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,47 @@ class TableMaker:
     def _has_places(self) -> bool:
         with self._table.path.open() as file:
             return {"x", "y"} <= set(file.readline().strip().split(","))
+
+
+class HeadMaker:
+    """A folder of what heads attend to, a file for each slide that was looked at under them."""
+
+    def __init__(self, folder: Path, *, title: str) -> None:
+        self._title = title
+        self._paths = {path.stem: path for path in sorted(folder.glob("*.npz"))}
+        self._read: Memory[SlideHeads] = Memory(limit=2, size=lambda _: 1)
+
+    def layers(self, slide: str) -> Iterator[Layer]:
+        """Two maps for each head and for the mean of all: of patches, and of tiles."""
+        if slide not in self._paths:
+            return
+        heads = [*range(self._heads(slide).n_heads), None]
+        for what, words in ((OF_PATCHES, "attention of heads"), (OF_TILES, "how narrow heads are")):
+            for head in heads:
+                mark = _mark(self._paths[slide], what, str(head))
+                variant = "mean of heads" if head is None else f"head {head + 1}"
+                yield Layer(
+                    id=mark,
+                    title=f"{words} ({self._title})",
+                    variant=variant,
+                    maker=self,
+                    slide=slide,
+                    what=(what, head),
+                )
+
+    def tile_map(self, slide: str, what: Any) -> TileMap:
+        """One head, or the mean, over a slide."""
+        found, (kind, head) = self._heads(slide), what
+        if kind == OF_PATCHES:
+            label = "attention, times an even share of its tile's"
+            numbers = Numbers(values=found.of_patches(head), scale=found.attention_scale(), label=label)
+            return TileMap(tiles=found.patches(), drawn=numbers, known={})
+        label = "bits by which attention is narrower than even"
+        numbers = Numbers(values=found.of_tiles(head), scale=found.narrowness_scale(), label=label)
+        return TileMap(tiles=found.tiles(), drawn=numbers, known={})
+
+    def _heads(self, slide: str) -> SlideHeads:
+        return self._read.of(slide, lambda: SlideHeads.read(self._paths[slide]))
 
 
 class ClusterMaker:

@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from histo_ssl.folders.artifacts import CONFIG, is_done, read_json
-from histo_ssl.viewer.layers import AttentionMaker, ClusterMaker, LabelMaker, Layer, Maker, TableMaker
+from histo_ssl.viewer.layers import (
+    AttentionMaker,
+    ClusterMaker,
+    HeadMaker,
+    LabelMaker,
+    Layer,
+    Maker,
+    TableMaker,
+)
 from histo_ssl.viewer.tilesets import Shown, TileSet
 
 log = logging.getLogger(__name__)
 
 TILES, EMBEDDINGS, RESULTS = "tiles", "embeddings", "results"
-ATTENTION, PREDICTIONS, RESULT = "attention", "predictions.csv", "results.json"
+ATTENTION, HEADS, PREDICTIONS, RESULT = "attention", "heads", "predictions.csv", "results.json"
 EXPECTED = "a folder of runs, or one of its folders tiles/..., embeddings/... or results/... is expected"
 
 
@@ -158,6 +166,8 @@ def _of_result(folder: Path, made_of: dict[str, Any], tiles: TileSet) -> Iterato
     side_of = partial(_side_in, [tiles])
     if (folder / ATTENTION).is_dir():
         yield AttentionMaker(folder / ATTENTION, title=title, side_of=side_of)
+    if (folder / HEADS).is_dir():
+        yield HeadMaker(folder / HEADS, title=title)
     if (folder / PREDICTIONS).is_file():
         yield TableMaker(folder / PREDICTIONS, title=title, side_of=side_of)
 

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
 
-from histo_ssl.heads.maps import divergence, likeness, top_mass
+from histo_ssl.heads.maps import divergence, likeness, narrowness, top_mass
 
 FOUR = np.array([[0.05, 0.5], [0.3, 0.15]])
 
@@ -29,6 +30,14 @@ def test_the_fewest_patches_hold_the_share(share: float, kept: list[list[int]]) 
 
 def test_of_equals_the_first_are_taken() -> None:
     assert top_mass(np.ones((2, 2)), share=0.5).tolist() == [[True, True], [False, False]]
+
+
+def test_narrowness_is_what_entropy_lacks_to_that_of_an_even_map() -> None:
+    even, half, one = np.full(8, 0.1), np.repeat([1.0, 0.0], 4), np.eye(8)[3]
+    assert narrowness(np.stack([even, half, one])[None])[0] == pytest.approx([0, 1, 3], abs=1e-12)
+    maps = np.random.default_rng(0).random((5, 3, 16))
+    expected = 4 - entropy(maps, axis=-1, base=2)
+    assert narrowness(maps) == pytest.approx(expected, abs=1e-12)
 
 
 def test_divergence_is_scipys_mean_over_pairs() -> None:

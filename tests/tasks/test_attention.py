@@ -152,6 +152,31 @@ def test_the_mean_of_heads_and_how_they_differ_are_told(planted: Callable[..., T
     )
 
 
+def test_the_tiles_that_a_head_narrows_down_on_are_shown_by_how_much(
+    planted: Callable[..., TaskResult],
+) -> None:
+    result = planted("task.protocol.n_narrowest=5", slide={i: f"s{i // 8}" for i in range(96)})
+    (sheet,) = result.sheets
+    assert [title.partition(":")[0] for title, _, _ in sheet.rows] == ["head 1", "head 2", "head 3"]
+    scored = result.predictions["tile"].to_numpy()
+    source = Planted(told=True, n=96)
+    tiles = np.stack([source.read(int(tile)) for tile in scored])
+    maps = _heads(torch.tensor(tiles).permute(0, 3, 1, 2)).maps_BHhw.reshape(len(tiles), 3, -1)
+    share = maps / maps.sum(axis=-1, keepdims=True)
+    bits = 4 + (share * np.log2(np.where(share > 0, share, 1))).sum(axis=-1)
+    for head, (title, rows, captions) in enumerate(sheet.rows):
+        assert f"{bits[:, head].mean():.2f} bits on average" in title
+        place = {int(tile): i for i, tile in enumerate(scored)}
+        shown = [float(bits[place[int(tile)], head]) for tile in rows]
+        assert len(rows) == 5
+        assert shown == sorted(shown, reverse=True)
+        assert shown[0] == pytest.approx(bits[:, head].max())
+        assert pd.Series([name for name, _ in captions]).value_counts().max() <= 2  # of one slide
+        assert all(
+            text.endswith(f"{value:.2f} bits") for (_, text), value in zip(captions, shown, strict=True)
+        )
+
+
 def test_what_can_not_be_read_is_left_out(planted: Callable[..., TaskResult]) -> None:
     assert 95 not in set(planted(broken=(95,)).predictions["tile"])
     with pytest.raises(ValueError, match=r"4 of 32 tiles can't be read, more than max_failed_tiles=0\.05"):
@@ -227,7 +252,8 @@ def test_it_is_a_task_that_takes_tiles(configured: Callable[..., AttentionTask])
     [
         ("task.protocol.top_mass=0", "task.protocol: top_mass: shares above 0"),
         ("task.protocol.nuclear_share=1.5", "task.protocol: nuclear_share: shares above 0"),
-        ("task.protocol.n_drawn=0", "max_tiles, n_drawn, region_px"),
+        ("task.protocol.n_drawn=0", "task.protocol: n_drawn: shares above 0"),
+        ("task.protocol.n_maps=-1", "task.protocol: n_maps: shares above 0"),
     ],
 )
 def test_values_without_a_meaning_are_refused(

@@ -1,6 +1,7 @@
 """A small folder of runs with planted maps, and a viewer of it that answers."""
 
 import http.client
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,9 @@ from histo_ssl.config.plan import Plan
 from histo_ssl.data.slides import SlideTiles
 from histo_ssl.data.sources import open_source
 from histo_ssl.embeddings import write_embeddings
-from histo_ssl.folders.artifacts import complete, write_json, write_text
+from histo_ssl.folders.artifacts import complete, write_bytes, write_json, write_text
 from histo_ssl.folders.cells import csv_text
+from histo_ssl.heads.over_slides import SlideHeads
 from histo_ssl.viewer.answers import Answers
 from histo_ssl.viewer.server import Server
 from histo_ssl.viewer.shelf import Shelf, fill
@@ -94,12 +96,26 @@ def _result(folder: Path, runs: Runs) -> dict[str, int]:
         side = runs.source.scan(part.name).side_level0
         known = {"side": side, "attention": tiles["y"] / 10, "percentile": 100 * tiles["y"] / SIZE_PX}
         write_text(folder / "attention" / f"{part.name}.csv", csv_text(tiles[["x", "y"]].assign(**known)))
+    (folder / "heads").mkdir()
+    for part in runs.source.parts():
+        write_bytes(folder / "heads" / f"{part.name}.npz", _heads(runs, part.name))
     tables = [planted(runs.tiles(part.name)) for part in runs.source.parts()]
     tables.append(tables[0].assign(subject="random", predicted="left"))
     write_text(folder / "predictions.csv", csv_text(pd.concat(tables)))
     facts = {"method": "dino", "backbone": "vit_t", "task": "slides", "tile_folder": TILES}
     write_json(folder / "results.json", {**facts, "encoder_folder": "pretrain/dino-abcdef0123"})
     return {"scores": 0}
+
+
+def _heads(runs: Runs, slide: str) -> bytes:
+    """Two heads: one looks at the upper left quarter of each tile, the other everywhere alike."""
+    tiles, content = runs.tiles(slide), io.BytesIO()
+    maps = np.ones((len(tiles), 2, 2, 2))
+    maps[:, 0] = [[1, 0], [0, 0]]
+    coords = tiles[["x", "y"]].to_numpy(dtype=np.int64)
+    side = runs.source.scan(slide).side_level0
+    np.savez(content, **dict(SlideHeads.of_maps(maps, coords=coords, side_level0=side).arrays()))  # type: ignore[arg-type]
+    return content.getvalue()
 
 
 def _embeddings(folder: Path, runs: Runs) -> dict[str, int]:

@@ -84,6 +84,32 @@ def test_a_map_of_numbers_has_the_colour_of_the_tile_at_its_place(site: Site, ru
     assert (layer[..., 3] == np.where(covered, 255, 0)).all()
 
 
+def test_heads_are_drawn_patch_by_patch_and_how_narrow_they_are_tile_by_tile(site: Site, runs: Runs) -> None:
+    slide = site.slide("P01S1")
+    side = runs.source.scan("P01S1").side_level0
+    whole = [
+        (x, y)
+        for x, y in runs.tiles("P01S1")[["x", "y"]].to_numpy()
+        if x + side <= TILE_PX and y + side <= TILE_PX
+    ]
+    scale = Scale(colormap="inferno", low=0, high=4)
+    dark, bright = scale.rgb(np.array([0.0, 4.0])).tolist()
+    head = _layer(site, "P01S1", "head 1 attention of heads", "11/0_0")
+    assert whole
+    for x, y in whole:
+        quarter = head[y : y + side // 2, x : x + side // 2, :3]
+        assert (quarter[1:-1, 1:-1] == bright).all()
+        assert (head[y + side // 2 + 1 : y + side - 1, x + 1 : x + side - 1, :3] == dark).all()
+    told = [
+        site.ask(f"/api/{slide['id']}/{site.layer(slide, words)}/at/{x + 1}_{y + 1}.json").json["facts"][0]
+        for words in ("head 1 how narrow", "head 2 how narrow", "mean of heads how narrow")
+        for x, y in whole[:1]
+    ]
+    assert [value for _, value in told] == ["2", "0", "1"]
+    legend = site.ask(f"/api/{slide['id']}/{site.layer(slide, 'mean of heads attention')}.json").json
+    assert legend["ends"] == ["0", "4"]
+
+
 def test_a_map_of_classes_has_the_colours_of_the_legend(site: Site, runs: Runs) -> None:
     slide = site.slide("P02S1")
     mark = site.layer(slide, "predicted, knn")
@@ -136,7 +162,10 @@ def test_a_tile_is_told_of_where_it_is_pointed_at_and_nothing_elsewhere(site: Si
 def test_floors_are_not_mixed_into_the_maps_of_an_encoder(site: Site) -> None:
     titles = [layer["title"] for layer in site.slide("P01S1")["layers"]]
     assert [title.partition(" (")[0] for title in titles] == [
-        *("attention", "predicted, knn", "distance, knn"),
+        "attention",
+        *["attention of heads"] * 3,
+        *["how narrow heads are"] * 3,
+        *("predicted, knn", "distance, knn"),
         *["clusters"] * 8,
         "labels of tiles",
     ]

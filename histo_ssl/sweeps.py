@@ -57,13 +57,18 @@ class Sweep(Callback):
 @contextlib.contextmanager
 def told() -> Iterator[None]:
     """Prints the table of the sweeps that end in this block, however they end."""
+    is_stopped = True
     try:
         yield
+        is_stopped = False
+    except Exception:  # a job failed; the others were run
+        is_stopped = False
+        raise
     finally:
         for folder in Sweep.folders:
             outcomes = read_outcomes(folder)
             if outcomes:
-                print(table_text(outcomes))  # noqa: T201 (the table is what a sweep is for)
+                print(table_text(outcomes, is_stopped=is_stopped))  # noqa: T201 (the table is what a sweep is for)
         Sweep.folders.clear()
 
 
@@ -135,9 +140,10 @@ def how_it_ended(status: int) -> str:
 
 
 def score_of(folder: Path) -> float | None:
-    """The score that stands for the first task of a job, for what chooses among jobs by it."""
-    scores = Outcome(**read_json(folder / FILE)).primary()
-    return float(scores[0]["value"]) if scores else None
+    """The score that stands for the first task of a job, by which jobs are chosen; None where it has none."""
+    results = Outcome(**read_json(folder / FILE)).results
+    score = primary_score(Path(results[0])) if results else None
+    return float(score["value"]) if score else None
 
 
 def read_outcomes(sweep: Path) -> list[Outcome]:
@@ -158,8 +164,13 @@ def differing(outcomes: Iterable[Outcome]) -> list[list[str]]:
     return [[word for word in words if word not in shared] for words in of_jobs]
 
 
-def table_text(outcomes: list[Outcome]) -> str:
-    """The table, a line per job, and the number of those that failed, with why."""
+def table_text(outcomes: list[Outcome], *, is_stopped: bool = False) -> str:
+    """The table, a line per job that has ended, and the number of those that failed, with why.
+
+    Args:
+        outcomes: of the jobs.
+        is_stopped: whether the sweep was told to end, so that there may be jobs that it had not come to.
+    """
     from rich import box  # noqa: PLC0415 (not before a sweep's end)
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -179,10 +190,9 @@ def table_text(outcomes: list[Outcome]) -> str:
         table.add_row(str(outcome.number), *cells)
     stream = io.StringIO()
     console = Console(file=stream, width=TABLE_COLUMNS, color_system=None, markup=False, emoji=False)
-    console.print(
-        f"sweep: {len(outcomes)} job{'' if len(outcomes) == 1 else 's'}, {len(failed)} failed",
-        highlight=False,
-    )
+    jobs = f"{len(outcomes)} job{'' if len(outcomes) == 1 else 's'}"
+    told = f"sweep stopped; of the {jobs} begun" if is_stopped else f"sweep: {jobs}"
+    console.print(f"{told}, {len(failed)} failed", highlight=False)
     console.print(table)
     for outcome in failed:
         console.print(f"job {outcome.number} failed: {outcome.reason}", highlight=False)

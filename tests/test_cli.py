@@ -71,6 +71,14 @@ def test_the_configuration_of_a_run_is_printed_without_starting_it(tmp_path: Pat
             "error: trainin: no such key; did you mean training?",
         ),
         (
+            ["method=random", "backbone=vit_t", "task=regression", "task.data.csv=a.csv"],
+            "error: task.data.csv: no such key; did you mean data.csv? task.data has no values of its own",
+        ),
+        (
+            ["method=random", "backbone=vit_t", "task=images", "task.root=/nowhere"],
+            "error: task.root=/nowhere: no such folder; expected: task.root=<folder with a folder per class>",
+        ),
+        (
             ["method=dino", "backbone=vit_t", "data.root=/a=b"],
             "error: data.root=/a=b: /a=b can't be read as a value; if it is one text, put it into two pairs",
         ),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from histo_ssl import sweeps
 from histo_ssl.cli import with_tasks
+from histo_ssl.folders.artifacts import write_json
 from histo_ssl.sweeps import Outcome, differing, primary_score, read_outcomes, say, table_text
 
 SMALL = [
@@ -52,6 +54,28 @@ def test_the_table_tells_jobs_by_what_differs_and_says_why_some_failed(tmp_path:
     assert re.fullmatch(r"\s*1\s+seed=1\s+failed\s+2 min\s*", lines[4])
     assert lines[5] == "job 1 failed: labels are missing"
     assert "task=knn" not in text
+
+
+def test_what_chooses_among_jobs_goes_by_the_first_task_alone(tmp_path: Path) -> None:
+    results = [_write_result(tmp_path / "umap", None), _write_result(tmp_path / "knn", 0.75)]
+    for order, expected in ((results, None), (results[::-1], 0.75)):
+        write_json(tmp_path / sweeps.FILE, asdict(_outcome(0, "a=1", results=order)))
+        assert sweeps.score_of(tmp_path) == expected
+
+
+def test_a_sweep_that_was_told_to_end_says_that_there_may_be_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0").mkdir()
+    write_json(tmp_path / "0" / sweeps.FILE, asdict(_outcome(0, "a=1")))
+    for error, words in (
+        (SystemExit(143), "sweep stopped; of the 1 job begun, 0 failed"),
+        (RuntimeError("a job failed"), "sweep: 1 job, 0 failed"),
+    ):
+        sweeps.Sweep.folders.append(tmp_path)
+        with pytest.raises(type(error)), sweeps.told():
+            raise error
+        assert words in capsys.readouterr().out
 
 
 def test_scores_of_several_tasks_of_a_job_are_named(tmp_path: Path) -> None:

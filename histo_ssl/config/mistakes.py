@@ -80,6 +80,10 @@ def _explain_key(error: BaseException, cause: OmegaConfBaseException) -> str:
     keys = {str(name) for name in node if name not in HIDDEN_KEYS}
     if not parent:
         return f"{key}: no such key; {_valid(last, keys | set(groups()), of='the configuration')}"
+    if not keys:  # such as task.data=${data}: the values are those of another place
+        _, _, rest = key.partition(".")
+        guess = f"did you mean {rest}? " if rest.partition(".")[0] in groups() else ""
+        return f"{key}: no such key; {guess}{parent} has no values of its own here"
     return f"{key}: no such key; {_valid(last, keys, of=parent)}"
 
 

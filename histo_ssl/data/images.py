@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -135,11 +136,13 @@ class ImageData:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Adds what was expected to what is missing."""
+        """Adds what was expected to what is missing, in the names of that place: data.root or task.root."""
         try:
             yield
         except (FileNotFoundError, WrongLayoutError) as error:
-            raise type(error)(f"{error}; expected: {self.expected}") from error
+            asked = self.expected.partition(".")[0]
+            words = re.sub(r"\bdata\.(?=(root|csv)\b)", f"{asked}.", str(error))
+            raise type(error)(f"{words}; expected: {self.expected}") from error
 
 
 class ImageTiles:

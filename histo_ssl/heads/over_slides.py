@@ -9,7 +9,7 @@ Letters: N tiles; H heads; h, w rows and columns of a tile's patches; P = N h w.
 import io
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 from zipfile import BadZipFile
@@ -102,6 +102,12 @@ class SlideHeads:
         xy_P2 = (self.coords[:, None, None] + xy_hw2).reshape(-1, 2)
         return Tiles(xy_level0=xy_P2, side_level0=-(-self.side_level0 // max(h, w)))
 
+    def pooled(self) -> list[Self]:
+        """The same in coarser and coarser squares of patches, as many as divide a tile evenly; tiles last."""
+        h, w = self.attention_NHhw.shape[2:]
+        sides = [n for n in range(2, max(h, w) + 1) if h % n == 0 and w % n == 0]
+        return [replace(self, attention_NHhw=_means(self.attention_NHhw, side=n)) for n in sides]
+
     def of_patches(self, head: int | None) -> Floats:
         """Attention (P,) of a head, counted from 0, or the mean of all, as times an even share."""
         chosen = self.attention_NHhw[:, head] if head is not None else self.attention_NHhw.mean(axis=1)
@@ -120,6 +126,13 @@ class SlideHeads:
     def narrowness_scale(self) -> Scale:
         """Of all heads together, from 0 on."""
         return Scale(colormap=NARROW_COLORMAP, low=0.0, high=max(float(self.narrowness_NH.max()), 0.01))
+
+
+def _means(attention_NHhw: NDArray[np.float16], *, side: int) -> NDArray[np.float16]:
+    n, heads, h, w = attention_NHhw.shape
+    squares = attention_NHhw.reshape(n, heads, h // side, side, w // side, side)
+    means: NDArray[np.float32] = squares.mean(axis=(3, 5), dtype=np.float32)
+    return means.astype(np.float16)
 
 
 def panels_over(seen: SlideHeads, thumbnail: Rgb, *, size_level0: tuple[int, int]) -> list[Panel]:

@@ -113,7 +113,10 @@ class Answers:
     def _slide(self, slide: str) -> Answer:
         shown = self._slide_of(slide)
         layers = [
-            {"id": layer.id, "title": layer.title, "variant": layer.variant, "isOfTiles": layer.is_of_tiles}
+            {
+                **{"id": layer.id, "title": layer.title, "variant": layer.variant},
+                **{"isFirst": layer.is_first, "isOfTiles": layer.is_of_tiles},
+            }
             for layer in self._shelf.layers(slide).values()
         ]
         pyramid = Pyramid(size_level0=shown.size_level0)

@@ -15,6 +15,7 @@ from histo_ssl.viewer.memory import Memory
 from histo_ssl.viewer.tables import PERCENTILE, Column, SideOf, Table
 from histo_ssl.viewer.tilesets import TileSet
 
+FIRST = 8  # of the numbers of clusters
 OF_PATCHES, OF_TILES = "patches", "tiles"  # what a map of heads has values of
 
 
@@ -28,6 +29,7 @@ class Layer:
     slide: str  # its name
     what: Any = None  # which map of the maker's
     variant: str = ""  # of several maps of one title, such as "8 clusters"
+    is_first: bool = False  # of them, whether it is the one that is shown until another is chosen
     is_of_tiles: bool = False  # whether it has every tile that the slide was cut into
 
     def read(self) -> TileMap:
@@ -131,7 +133,7 @@ class HeadMaker:
         """Two maps for each head and for the mean of all: of patches, and of tiles."""
         if slide not in self._paths:
             return
-        heads = [*range(self._heads(slide).n_heads), None]
+        heads = [None, *range(self._heads(slide).n_heads)]
         for what, words in ((OF_PATCHES, "attention of heads"), (OF_TILES, "how narrow heads are")):
             for head in heads:
                 mark = _mark(self._paths[slide], what, str(head))
@@ -140,6 +142,7 @@ class HeadMaker:
                     id=mark,
                     title=f"{words} ({self._title})",
                     variant=variant,
+                    is_first=head is None,
                     maker=self,
                     slide=slide,
                     what=(what, head),
@@ -150,8 +153,12 @@ class HeadMaker:
         found, (kind, head) = self._heads(slide), what
         if kind == OF_PATCHES:
             label = "attention, times an even share of its tile's"
-            numbers = Numbers(values=found.of_patches(head), scale=found.attention_scale(), label=label)
-            return TileMap(tiles=found.patches(), drawn=numbers, known={})
+            scale, tile_map = found.attention_scale(), None
+            for seen in [*found.pooled()[::-1], found]:
+                numbers = Numbers(values=seen.of_patches(head), scale=scale, label=label)
+                tile_map = TileMap(tiles=seen.patches(), drawn=numbers, known={}, coarser=tile_map)
+            assert tile_map is not None
+            return tile_map
         label = "bits by which attention is narrower than even"
         numbers = Numbers(values=found.of_tiles(head), scale=found.narrowness_scale(), label=label)
         return TileMap(tiles=found.tiles(), drawn=numbers, known={})
@@ -174,7 +181,10 @@ class ClusterMaker:
         for k in CHOICES:
             mark = _mark(self._embedded.paths[slide], str(k))
             title, variant = f"clusters ({self._title})", f"{k} clusters"
-            yield Layer(id=mark, title=title, variant=variant, maker=self, slide=slide, what=k)
+            is_first = k == FIRST
+            yield Layer(
+                id=mark, title=title, variant=variant, is_first=is_first, maker=self, slide=slide, what=k
+            )
 
     def tile_map(self, slide: str, what: Any) -> TileMap:
         """Which of so many clusters each tile of a slide is in."""

@@ -17,6 +17,7 @@ from histo_ssl.slidemaps.legend import ClassList, ColourBar, Legend
 
 COLORMAP = "viridis"
 N_STOPS = 16  # colours of a scale that the page's legend is made of
+COARSE_PX = 2.0  # side of a square on the screen, up to which a coarser map is fine enough
 LIST_PX = 260  # width of a list of classes on a picture
 
 
@@ -88,6 +89,7 @@ class TileMap:
     tiles: Tiles
     drawn: Numbers | Classes
     known: Mapping[str, NDArray[Any]]  # name -> (N,), told beside what is drawn
+    coarser: "TileMap | None" = None  # the same in larger squares, for views from farther away
 
     def __post_init__(self) -> None:
         for name, column in self.known.items():
@@ -95,6 +97,9 @@ class TileMap:
 
     def layer(self, frame: Frame) -> Layer | None:
         """The map in a frame, (h, w, 4), transparent where no tile is; None where there is none at all."""
+        coarser = self.coarser
+        if coarser and coarser.tiles.side_level0 * frame.scale.max() <= COARSE_PX:
+            return coarser.layer(frame)
         near, far = np.array(frame.box_level0[:2]), np.array(frame.box_level0[2:])
         xy = self.tiles.xy_level0
         is_seen = ((xy < far) & (xy + self.tiles.side_level0 > near)).all(axis=1)

@@ -53,6 +53,13 @@ def test_every_patch_lies_where_it_was_seen(side: int) -> None:
     assert (drawn.values[quarter + 2 : side, :side] == 0).all()
 
 
+def test_coarser_squares_have_the_mean_of_their_patches() -> None:
+    halves, tiles = _seen().pooled()
+    assert halves.attention_NHhw[0, 0].tolist() == [[0, 4], [0, 0]]
+    assert tiles.attention_NHhw == pytest.approx(1, abs=1e-3)
+    assert (halves.patches().side_level0, tiles.patches().side_level0) == (SIDE // 2, SIDE)
+
+
 def test_what_is_stored_is_read_again_and_anything_else_refused(tmp_path: Path) -> None:
     path, seen = tmp_path / "s.npz", _seen()
     path.write_bytes(_bytes(seen))

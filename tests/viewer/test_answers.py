@@ -106,7 +106,15 @@ def test_heads_are_drawn_patch_by_patch_and_how_narrow_they_are_tile_by_tile(sit
         for x, y in whole[:1]
     ]
     assert [value for _, value in told] == ["2", "0", "1"]
-    legend = site.ask(f"/api/{slide['id']}/{site.layer(slide, 'mean of heads attention')}.json").json
+    far = _layer(site, "P01S1", "head 1 attention of heads", "9/0_0")  # a quarter of the size
+    x, y = whole[0]
+    assert (far[y // 4 + 2 : y // 4 + 14, x // 4 + 2 : x // 4 + 14, :3] == bright).all()
+    mark = site.layer(slide, "mean of heads attention")
+    legend = site.ask(f"/api/{slide['id']}/{mark}.json").json
+    assert [layer["variant"] for layer in slide["layers"] if layer["isFirst"]] == [
+        *["mean of heads"] * 2,
+        "8 clusters",
+    ]
     assert legend["ends"] == ["0", "4"]
 
 

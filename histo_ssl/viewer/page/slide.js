@@ -92,7 +92,7 @@ function variants(group, radio) {
     select.append(option);
   }
   group.select = select;
-  select.selectedIndex = Math.min(2, group.layers.length - 1);
+  select.selectedIndex = Math.max(0, group.layers.findIndex((layer) => layer.isFirst));
   select.addEventListener("change", () => {
     radio.checked = true;
     choose(layerOf(group));

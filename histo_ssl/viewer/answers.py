@@ -125,7 +125,7 @@ class Answers:
 
     def _map(self, slide: str, layer: str) -> Answer:
         found = self._map_of(self._layer_of(slide, layer))
-        tiles = {"tiles": len(found.tiles), "side": found.tiles.side_level0}
+        tiles = {"tiles": len(found.tiles), "noun": found.noun, "side": found.tiles.side_level0}
         return _json({**tiles, **found.drawn.facts()})
 
     def _at(self, slide: str, layer: str, x: str, y: str) -> Answer:

@@ -156,7 +156,9 @@ class HeadMaker:
             scale, tile_map = found.attention_scale(), None
             for seen in [*found.pooled()[::-1], found]:
                 numbers = Numbers(values=seen.of_patches(head), scale=scale, label=label)
-                tile_map = TileMap(tiles=seen.patches(), drawn=numbers, known={}, coarser=tile_map)
+                tile_map = TileMap(
+                    tiles=seen.patches(), drawn=numbers, known={}, coarser=tile_map, noun="patches"
+                )
             assert tile_map is not None
             return tile_map
         label = "bits by which attention is narrower than even"

@@ -17,7 +17,7 @@ from histo_ssl.slidemaps.legend import ClassList, ColourBar, Legend
 
 COLORMAP = "viridis"
 N_STOPS = 16  # colours of a scale that the page's legend is made of
-COARSE_PX = 2.0  # side of a square on the screen, up to which a coarser map is fine enough
+COARSE_PX = 1.2  # side of a square on the picture, up to which a coarser map is fine enough
 LIST_PX = 260  # width of a list of classes on a picture
 
 
@@ -90,6 +90,7 @@ class TileMap:
     drawn: Numbers | Classes
     known: Mapping[str, NDArray[Any]]  # name -> (N,), told beside what is drawn
     coarser: "TileMap | None" = None  # the same in larger squares, for views from farther away
+    noun: str = "tiles"  # what the squares are
 
     def __post_init__(self) -> None:
         for name, column in self.known.items():

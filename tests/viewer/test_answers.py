@@ -116,6 +116,7 @@ def test_heads_are_drawn_patch_by_patch_and_how_narrow_they_are_tile_by_tile(sit
         "8 clusters",
     ]
     assert legend["ends"] == ["0", "4"]
+    assert (legend["tiles"], legend["noun"]) == (4 * len(runs.tiles("P01S1")), "patches")
 
 
 def test_a_map_of_classes_has_the_colours_of_the_legend(site: Site, runs: Runs) -> None:

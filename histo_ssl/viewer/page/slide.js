@@ -125,7 +125,7 @@ async function choose(layer) {
     const facts = await ask(`/api/${slideId}/${layer.id}.json`);
     if (page.chosen !== layer) return; // another one was chosen meanwhile
     page.seen.set(layer.title, layer);
-    state(`${facts.tiles.toLocaleString("en")} tiles`);
+    state(`${facts.tiles.toLocaleString("en")} ${facts.noun}`);
     byId("legend").append(legend(facts));
     draw(layer, facts.side);
   } catch (error) {

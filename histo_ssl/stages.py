@@ -34,6 +34,8 @@ from histo_ssl.report.runs import read_results
 from histo_ssl.report.study import study_tables, study_text
 from histo_ssl.report.tables import scores_text
 from histo_ssl.scoring import check_task, needs_embeddings, score, subjects_of
+from histo_ssl.slides import stores
+from histo_ssl.slides.stores import Store
 from histo_ssl.training.fit import METRICS, Limits, Recording, device_for, precision_for, prepare, train
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def run(plan: Plan, *others: Plan) -> None:
         others: of the same run with other tasks, which come after it; the report comes last.
     """
     plans = [prepared(one, known=STAGES) for one in (plan, *others)]
+    stores.use(Store(**plans[0].group("store")))
     trainer = ranks.asked(_trainer(plans[0]))
     ranks.check_launched(trainer)
     sharding.check(trainer, compile=plan.cfg.compile, has_online=bool(plan.group("online")))
@@ -67,8 +70,11 @@ def run(plan: Plan, *others: Plan) -> None:
 def _do(name: str, plan: Plan) -> None:
     if plan.is_given and name in OF_ENCODERS:
         log.info("%s: nothing to do, since method=features has its features already", name)
-    else:
-        STAGES[name](plan)
+        return
+    before = stores.traffic()
+    STAGES[name](plan)
+    if (traffic := stores.traffic() - before).n_requests:
+        log.info("%s: %s", name, traffic)
 
 
 def tile(plan: Plan) -> None:

@@ -71,7 +71,7 @@ MAY_IMPORT = {
             "online",
             "parallel",
         ),
-        *("report", "scoring", "training"),
+        *("report", "scoring", "slides", "training"),
     },
     "sweeps": {"folders"},
     "cli": {"config", "folders", "signals", "stages", "sweeps"},

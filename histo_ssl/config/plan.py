@@ -22,6 +22,10 @@ LEAST = {
     "slide_timeout_s": 1,
     "loader.n_workers": 0,
     "loader.timeout_s": 0,
+    "store.block_kb": 1,
+    "store.cache_mb": 0,
+    "store.timeout_s": 1,
+    "store.n_tries": 1,
     "max_nonfinite": 1,
     "seed": 0,
 }
@@ -112,6 +116,10 @@ class Plan:
         if not isinstance(self.cfg.runs_dir, str) or not self.cfg.runs_dir:
             raise ValueError(
                 f"runs_dir={self.cfg.runs_dir}: a folder is expected; a number in quotes: 'runs_dir=\"2024\"'"
+            )
+        if not isinstance(self.group("store.cache_dir"), str | None):
+            raise ValueError(
+                f"store.cache_dir={self.group('store.cache_dir')}: a folder, or null, is expected"
             )
         if not isinstance(self.group("stages"), list):
             raise ValueError(f"stages={self.cfg.stages}: a list is expected, such as stages=[tile,pretrain]")

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pandas as pd
 
 from histo_ssl.data.base import N_NAMED, STATUS, named_splits, read_table, refuse_shared_patients
 from histo_ssl.folders.redaction import redact, refuse_credentials
+from histo_ssl.slides.fetching import filesystem
+from histo_ssl.slides.stores import is_remote
 from histo_ssl.slides.survey import FOUND
 
 COLUMNS = ("slide_id", "path", "patient_id", "site", "label", "split")
@@ -107,13 +108,8 @@ def slide_listing(slides: pd.DataFrame, *, mpps: Sequence[float | None]) -> dict
     return found
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is an address with a protocol, `https://...`, rather than a local one."""
-    return "://" in path and not path.startswith("file://")
-
-
 def _from_folder(root: str) -> pd.DataFrame:
-    files, start = fsspec.core.url_to_fs(root)
+    files, start = filesystem(root)
     is_glob = any(character in root for character in "*?[") and not files.exists(start)
     found = files.glob(start) if is_glob else files.find(start)
     slides = [path for path in map(str, found) if path.lower().endswith(SUFFIXES)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from histo_ssl.data.annotations import UNLABELLED, raster_sizes, read_classes, read_raster, tile_classes
 from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
-from histo_ssl.data.manifest import is_remote, slide_list, slide_listing, stated_mpp
+from histo_ssl.data.manifest import slide_list, slide_listing, stated_mpp
 from histo_ssl.folders.artifacts import write_bytes, write_json
 from histo_ssl.slides.grid import TileSpec, Tiling
 from histo_ssl.slides.index import TileIndex
@@ -20,6 +20,7 @@ from histo_ssl.slides.processes import Processes
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.segments import Limits
 from histo_ssl.slides.stamps import stamp_in
+from histo_ssl.slides.stores import is_remote
 from histo_ssl.slides.survey import Recipe, survey_slides
 from histo_ssl.units import MicronsPerPx, TilePx
 

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from aiohttp import ClientError
 from numpy.typing import NDArray
-from tifffile import TiffFile, TiffPageSeries
+from tifffile import FileHandle, TiffFile, TiffPageSeries
 from tiffslide.tiffslide import PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, TiffSlide
 
 from histo_ssl.slides import segments
 from histo_ssl.slides.segments import WHITE, Limits
 from histo_ssl.slides.stamps import Stamp, is_same, stamp, state
+from histo_ssl.slides.stores import RemoteFile, Store, is_remote
 from histo_ssl.slides.windows import Window, clipped, downsample, is_empty
 
 # An open slide holds the offsets of all its JPEG tiles, about 3 MB at 40,000 px square: 64 stay below 200 MB.
@@ -65,12 +66,17 @@ class Facts:
 class OpenSlide(TiffSlide):
     """A slide file that this process and thread has open; closed when the last reference goes."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, store: Store | None) -> None:
         # What tiffslide can't read of two vendors' metadata is nothing that a user could act on.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"tiffslide\.")
         # A slide is one file: an OME-TIFF may name others, which would be opened too.
-        super().__init__(path, tifffile_options={"_multifile": False})
-        self.file = self.ts_tifffile.filehandle
+        options: dict[str, Any] = {"_multifile": False}
+        if store is not None and is_remote(path):
+            self.file: FileHandle | RemoteFile = RemoteFile(path, store)
+            super().__init__(self.file, tifffile_options={**options, "name": path.rpartition("/")[2]})
+        else:
+            super().__init__(path, tifffile_options=options)
+            self.file = self.ts_tifffile.filehandle
         weakref.finalize(self, self.ts_tifffile.close)
         self.opened_at = state(self.file)
         _check_chain(self.ts_tifffile)
@@ -94,7 +100,7 @@ class OpenSlide(TiffSlide):
         """The pixels of a level in a window within it: (h, w, c), white where nothing was scanned."""
         parts = self.levels[level]
         if len(parts) == 1 and parts[0][1] == (0, 0):
-            return segments.pixels(parts[0][0], window)
+            return segments.pixels(parts[0][0], window, self.file)
         left, top, right, bottom = window
         canvas = np.full((bottom - top, right - left, 3), WHITE, np.uint8)
         for series, (x, y) in parts:
@@ -102,7 +108,7 @@ class OpenSlide(TiffSlide):
             x0, y0, x1, y1 = clipped((left - x, top - y, right - x, bottom - y), (w, h))
             if not is_empty((x0, y0, x1, y1)):
                 canvas[y0 + y - top : y1 + y - top, x0 + x - left : x1 + x - left] = segments.pixels(
-                    series, (x0, y0, x1, y1)
+                    series, (x0, y0, x1, y1), self.file
                 )
         return canvas
 
@@ -132,12 +138,13 @@ class OpenSlides(threading.local):
         self.process = os.getpid()
         self.slides: OrderedDict[tuple[str, Stamp | None], OpenSlide] = OrderedDict()
 
-    def of(self, path: str, known: Stamp | None) -> OpenSlide:
+    def of(self, path: str, known: Stamp | None, store: Store | None = None) -> OpenSlide:
         """The open file of a slide.
 
         Args:
             path: of the slide.
             known: what it was when it was tiled, None where nobody knows.
+            store: how to read it if it is remote.
 
         Raises:
             ValueError: it is another file by now.
@@ -149,7 +156,7 @@ class OpenSlides(threading.local):
         if key in self.slides and self.slides[key].has_changed():
             self.slides.pop(key).close()
         if key not in self.slides:
-            self.slides[key] = _opened(path, known)
+            self.slides[key] = _opened(path, known, store)
         self.slides.move_to_end(key)
         while len(self.slides) > MAX_OPEN_SLIDES:
             self.slides.popitem(last=False)[1].close()
@@ -171,24 +178,26 @@ def in_one_sentence(path: str) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be read as a slide: {said}") from error
 
 
-def stamp_of(path: str) -> Stamp:
+def stamp_of(path: str, store: Store | None) -> Stamp:
     """The stamp of a slide file as it was opened."""
     with in_one_sentence(path):
-        return stamp(open_slides.of(path, None).file)
+        return stamp(open_slides.of(path, None, store).file)
 
 
-def pixels_of(path: str, known: Stamp | None, *, level: int, window: Window) -> NDArray[np.uint8]:
+def pixels_of(
+    path: str, known: Stamp | None, store: Store | None, *, level: int, window: Window
+) -> NDArray[np.uint8]:
     """The pixels of a window of one level, (h, w, c), of a file that did not change meanwhile."""
     with in_one_sentence(path):
-        slide = open_slides.of(path, known)
+        slide = open_slides.of(path, known, store)
         pixels = slide.pixels(level, window)
         if slide.has_changed():
             raise ValueError("it was written to while it was read; read it again once it is complete")
     return pixels
 
 
-def _opened(path: str, known: Stamp | None) -> OpenSlide:
-    slide = OpenSlide(path)
+def _opened(path: str, known: Stamp | None, store: Store | None) -> OpenSlide:
+    slide = OpenSlide(path, store)
     if known is not None and not is_same(slide.file, known):
         slide.close()
         raise ValueError("the file has changed since it was tiled; tile it again (delete its tile folder)")

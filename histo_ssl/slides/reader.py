@@ -20,6 +20,7 @@ from histo_ssl.slides.files import MAX_MPP, Facts, in_one_sentence, open_slides,
 from histo_ssl.slides.grid import MAX_UPSAMPLING, TileSpec
 from histo_ssl.slides.segments import WHITE, Limits
 from histo_ssl.slides.stamps import Stamp
+from histo_ssl.slides.stores import Store, store_for
 from histo_ssl.slides.windows import (
     Box,
     Size,
@@ -47,6 +48,7 @@ class Slide:
         mpp: um/px of level 0, which then overrules the file; None takes the file's.
         mpp_if_unknown: um/px of level 0 where neither `mpp` nor the file says it.
         known: stamp of the file that was tiled, which any other is refused against; None takes any file.
+        store: how to read it if it is remote, as another process was told; None takes what this one was.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Slide:
         mpp: float | None = None,
         mpp_if_unknown: float | None = None,
         known: Stamp | None = None,
+        store: Store | None = None,
     ) -> None:
         self.path = path
+        self._store = store or store_for([path])
         self._mpp, self._mpp_if_unknown, self._known = mpp, mpp_if_unknown, known
 
     def __repr__(self) -> str:
@@ -67,12 +71,12 @@ class Slide:
     def facts(self) -> Facts:
         """Sizes and um/px, read once, and carried along when the slide is pickled."""
         with in_one_sentence(self.path):
-            return open_slides.of(self.path, self._known).facts()
+            return open_slides.of(self.path, self._known, self._store).facts()
 
     @property
     def stamp(self) -> Stamp:
         """Size, time and digest of the file as it lies there."""
-        return stamp_of(self.path)
+        return stamp_of(self.path, self._store)
 
     def n_unwritten(self, limits: Limits) -> int:
         """Number of stored tiles or strips that were never written and read as white glass, on all levels.
@@ -83,7 +87,7 @@ class Slide:
             ValueError: some lie beyond the file's end, or a size is beyond its limit.
         """
         with in_one_sentence(self.path):
-            return open_slides.of(self.path, self._known).n_unwritten(limits)
+            return open_slides.of(self.path, self._known, self._store).n_unwritten(limits)
 
     @property
     def size_level0(self) -> tuple[int, int]:
@@ -182,7 +186,9 @@ class Slide:
         stored = clipped(window, (w, h))
         if is_empty(stored):
             return np.full((window[3] - window[1], window[2] - window[0], 3), WHITE, np.uint8)
-        pixels = _rgb(pixels_of(self.path, self._known, level=level, window=stored), path=self.path)
+        pixels = _rgb(
+            pixels_of(self.path, self._known, self._store, level=level, window=stored), path=self.path
+        )
         # A level may lack the column or row of a remainder that the scan has: there the last one repeats.
         scanned = clipped(window, (max(w, math.ceil(w0 / dx)), max(h, math.ceil(h0 / dy))))
         if scanned != stored:

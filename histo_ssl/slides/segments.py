@@ -6,7 +6,9 @@ file, has the size that its page says, and decodes without complaint, or it is a
 Letters: h, w are the height and width of an image in pixels, c its channels.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from tifffile import TiffFrame, TiffPage, TiffPageSeries
 
 from histo_ssl.slides.codecs import Shape, check_format, decoded
+from histo_ssl.slides.stamps import File
+from histo_ssl.slides.stores import RemoteFile
 from histo_ssl.slides.windows import Window
 
 WHITE = 255  # where nothing was scanned there is glass
@@ -38,13 +42,16 @@ class Grid:
     n_columns: int
 
 
-def pixels(level: TiffPageSeries, window: Window) -> NDArray[np.uint8]:
-    """The pixels of a level in a window that lies within it: (h, w, c).
+def pixels(level: TiffPageSeries, window: Window, file: File) -> NDArray[np.uint8]:
+    """The pixels of a level of an open file in a window that lies within it: (h, w, c).
 
     Raises:
         ValueError: a segment under the window is damaged.
     """
-    return np.concatenate([_page_pixels(page, window) for page in _pages(level)], axis=2)
+    pages = _pages(level)
+    if isinstance(file, RemoteFile):
+        file.fetch([place for page in pages for place in _places(page, window)])
+    return np.concatenate([_page_pixels(page, window) for page in pages], axis=2)
 
 
 def check(level: TiffPageSeries) -> None:
@@ -142,16 +149,31 @@ def _page_pixels(page: TiffPage | TiffFrame, window: Window) -> NDArray[np.uint8
     left, top, right, bottom = window
     grid = _grid(_format(page))
     canvas = np.full((bottom - top, right - left, _format(page).samplesperpixel), WHITE, np.uint8)
-    for row in range(top // grid.h, math.ceil(bottom / grid.h)):
-        for column in range(left // grid.w, math.ceil(right / grid.w)):
-            segment = _segment(page, grid, row=row, column=column)
-            if segment is None:
-                continue
-            y, x = row * grid.h, column * grid.w
-            y0, x0 = max(y, top), max(x, left)
-            y1, x1 = min(y + grid.h, bottom), min(x + grid.w, right)
-            canvas[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
+    for row, column in _under(grid, window):
+        segment = _segment(page, grid, row=row, column=column)
+        if segment is None:
+            continue
+        y, x = row * grid.h, column * grid.w
+        y0, x0 = max(y, top), max(x, left)
+        y1, x1 = min(y + grid.h, bottom), min(x + grid.w, right)
+        canvas[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
     return canvas
+
+
+def _under(grid: Grid, window: Window) -> Iterator[tuple[int, int]]:
+    """Row and column of the segments that lie under a window."""
+    left, top, right, bottom = window
+    rows = range(top // grid.h, math.ceil(bottom / grid.h))
+    return itertools.product(rows, range(left // grid.w, math.ceil(right / grid.w)))
+
+
+def _places(page: TiffPage | TiffFrame, window: Window) -> Iterator[tuple[int, int]]:
+    """First byte, and the one after the last, of the segments under a window, as far as they are listed."""
+    grid = _grid(_format(page))
+    for row, column in _under(grid, window):
+        index = row * grid.n_columns + column
+        if index < min(len(page.dataoffsets), len(page.databytecounts)):
+            yield page.dataoffsets[index], page.dataoffsets[index] + page.databytecounts[index]
 
 
 def _segment(page: TiffPage | TiffFrame, grid: Grid, *, row: int, column: int) -> NDArray[np.uint8] | None:

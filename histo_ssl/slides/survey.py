@@ -22,6 +22,7 @@ from histo_ssl.slides.overlay import LONG_SIDE_PX, overlay
 from histo_ssl.slides.processes import Ended, Processes, each
 from histo_ssl.slides.reader import Pixels, Slide
 from histo_ssl.slides.segments import Limits
+from histo_ssl.slides.stores import Store, store_for
 from histo_ssl.slides.tissue import tissue_mask
 from histo_ssl.units import area_mm2
 
@@ -91,7 +92,8 @@ def survey_slides(
     if found:
         log.info("tile: %d of %d slides were surveyed before the interruption", len(found), len(slots))
     left = [i for i in range(len(slots)) if i not in found]
-    work = partial(_survey_and_keep, recipe=recipe, overlays=folder / OVERLAYS, ledger=ledger)
+    store = store_for(row["path"] for row, _ in slots)
+    work = partial(_survey_and_keep, recipe=recipe, overlays=folder / OVERLAYS, ledger=ledger, store=store)
     run: Callable[..., Iterable[Survey | Ended[Slot]]] = (
         executor.map if executor is not None else partial(each, processes=processes)
     )
@@ -102,7 +104,14 @@ def survey_slides(
     return _write(slides, [found[i] for i in range(len(slots))], folder=folder)
 
 
-def survey(row: Mapping[str, str], mpp: float | None, *, recipe: Recipe, overlays: Path) -> Survey:
+def survey(
+    row: Mapping[str, str],
+    mpp: float | None,
+    *,
+    recipe: Recipe,
+    overlays: Path,
+    store: Store | None = None,
+) -> Survey:
     """Find the tissue and the tiles of one slide, and draw its overlay.
 
     Args:
@@ -110,6 +119,7 @@ def survey(row: Mapping[str, str], mpp: float | None, *, recipe: Recipe, overlay
         mpp: um/px that overrules the file's, or None.
         recipe: how.
         overlays: folder that receives `<slide_id>.png`.
+        store: how to read it if it is remote; None as this process was told.
 
     Returns:
         Tiles and status. Nothing that is wrong with the slide raises: its status says why it failed.
@@ -122,7 +132,7 @@ def survey(row: Mapping[str, str], mpp: float | None, *, recipe: Recipe, overlay
     xy_level0, tiling = NO_TILES, recipe.tiling
     picture: Image.Image | None = None
     try:
-        slide = Slide(row["path"], mpp=mpp, mpp_if_unknown=recipe.mpp_if_unknown)
+        slide = Slide(row["path"], mpp=mpp, mpp_if_unknown=recipe.mpp_if_unknown, store=store)
         facts |= asdict(slide.stamp)
         facts["n_unwritten"] = slide.n_unwritten(recipe.limits)
         facts |= _facts(slide)
@@ -142,9 +152,11 @@ def survey(row: Mapping[str, str], mpp: float | None, *, recipe: Recipe, overlay
     return Survey(xy_level0=xy_level0, status=status, is_read=picture is not None)
 
 
-def _survey_and_keep(slot: Slot, *, recipe: Recipe, overlays: Path, ledger: Ledger) -> Survey:
+def _survey_and_keep(
+    slot: Slot, *, recipe: Recipe, overlays: Path, ledger: Ledger, store: Store | None
+) -> Survey:
     """The survey of a slide, which is on the disk before it counts."""
-    found = survey(*slot, recipe=recipe, overlays=overlays)
+    found = survey(*slot, recipe=recipe, overlays=overlays, store=store)
     ledger.keep(*slot, found)
     return found
 

@@ -119,13 +119,15 @@ def test_a_file_that_another_took_the_place_of_is_read_on_where_it_is_open(
         value(slide)
 
 
-def test_of_a_remote_file_the_size_is_known(two: tuple[str, bytes, bytes]) -> None:
-    _, same, _ = two
+def test_a_remote_file_has_the_stamp_of_its_local_copy_but_for_its_time(
+    two: tuple[str, bytes, bytes],
+) -> None:
+    path, same, other = two
     address = "memory://stamps/slide.tif"
     with fsspec.open(address, "wb") as copy:
         copy.write(same)
     known = Slide(address).stamp
-    assert known == Stamp(n_bytes=len(same), modified_ns=0, digest="")
+    assert replace(known, modified_ns=10**18) == Slide(path).stamp
     assert lies_unchanged(address, known)
     assert value(Slide(address, known=known)) == 200
     longer = replace(known, n_bytes=len(same) + 1)
@@ -133,6 +135,23 @@ def test_of_a_remote_file_the_size_is_known(two: tuple[str, bytes, bytes]) -> No
     forget()
     with pytest.raises(ValueError, match=CHANGED):
         value(Slide(address, known=longer))
+    with fsspec.open(address, "wb") as copy:
+        copy.write(other)
+    assert not lies_unchanged(address, known)
+    with pytest.raises(ValueError, match=CHANGED):
+        value(Slide(address, known=known))
+    assert not lies_unchanged(address.replace("slide", "absent"), known)
+
+
+def test_of_a_remote_file_in_an_old_status_csv_the_size_alone_is_compared(
+    two: tuple[str, bytes, bytes],
+) -> None:
+    address = "memory://stamps/old.tif"
+    with fsspec.open(address, "wb") as copy:
+        copy.write(two[1])
+    known = Stamp(n_bytes=len(two[1]), modified_ns=0, digest="")
+    assert lies_unchanged(address, known)
+    assert value(Slide(address, known=known)) == 200
 
 
 def test_a_file_that_is_gone_or_no_file_is_not_unchanged(

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from histo_ssl.slides.fetching import filesystem
 from histo_ssl.slides.grid import Tiling
+from histo_ssl.slides.stores import is_remote
 
 SOURCE = "source.json"  # in a tile folder: what kind of tiles it lists, and their scale
 STATUS = "status.csv"  # in a tile folder: one row per slide, or per image that could not be read
@@ -65,6 +67,14 @@ class TileSource(Protocol):
 
         And the list's other columns, as text. No row where tiles are not cut from slides.
         """
+
+
+@runtime_checkable
+class Distant(Protocol):
+    """A source whose tiles may lie behind a network."""
+
+    def fetch(self, rows: Sequence[int]) -> None:
+        """Fetch together what some tiles, which are read next, are stored in."""
 
 
 class DataSet(Protocol):
@@ -142,9 +152,11 @@ def read_table(path: str, *, known: Collection[str]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no CSV; or a column's name is one that is known but for capitals or other signs, and
-            what is in it would not count.
+        ValueError: it is no CSV, or in a store of which the library is not installed; or a column's name is
+            one that is known but for capitals or other signs, and what is in it would not count.
     """
+    if is_remote(path):
+        filesystem(path)  # says what is missing
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except FileNotFoundError as error:

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 
@@ -119,7 +120,8 @@ def _from_folder(root: str) -> pd.DataFrame:
             + ("" if is_glob else ", in its folders too")
         )
     paths = [files.unstrip_protocol(path) if is_remote(root) else path for path in sorted(slides)]
-    return pd.DataFrame({"slide_id": [Path(path).stem for path in paths], "path": paths})
+    names = [unquote(path) if path.startswith(("http://", "https://")) else path for path in paths]
+    return pd.DataFrame({"slide_id": [Path(name).stem for name in names], "path": paths})
 
 
 def _from_csv(manifest: str) -> pd.DataFrame:

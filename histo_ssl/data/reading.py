@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from histo_ssl.data.base import TileSource
+from histo_ssl.data.base import Distant, TileSource
 from histo_ssl.data.loading import Loading, TileLoader
 
 Batch = dict[str, Any]
@@ -32,6 +32,7 @@ class BlankedTiles(Dataset[Any]):
     def __getitems__(self, wanted: list[Wanted]) -> Batch:
         """Tiles (B, S, S, 3) uint8 with their ids (B,), and under `failed` why some are blank, by id."""
         failed: dict[int, str] = {}
+        _fetch(self.source, wanted)
         tiles = np.stack([self._read(row, failed) for row, _ in wanted])
         ids = torch.tensor([row for row, _ in wanted])
         return {"tiles": torch.from_numpy(tiles), "ids": ids, "failed": failed}
@@ -55,6 +56,7 @@ class ReplacedTiles(Dataset[Any]):
     def __getitems__(self, wanted: list[Wanted]) -> Batch:
         """Tiles, the ids of those that were read, their epochs (B,), and why others were not."""
         failed: dict[int, str] = {}
+        _fetch(self.source, wanted)
         tiles, ids = zip(*(self._read(row, failed) for row, _ in wanted), strict=True)
         epochs = torch.tensor([epoch for _, epoch in wanted])
         return {
@@ -76,6 +78,11 @@ class ReplacedTiles(Dataset[Any]):
         """The tiles to try in place of a tile, in order: a pure function of its number and the seed."""
         draws = np.random.default_rng([self.seed, row, REPLACING])
         return [int(other) for other in draws.choice(self.rows, size=N_REPLACEMENTS)]
+
+
+def _fetch(source: TileSource, wanted: Sequence[Wanted]) -> None:
+    if isinstance(source, Distant):
+        source.fetch([row for row, _ in wanted])
 
 
 def read_tiles(

@@ -1,6 +1,7 @@
 """Tiles that are cut from slides, straight from the slide file."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,7 @@ class SlideTiles:
         self._slides = [
             Slide(row["path"], mpp=row["mpp"], known=stamp_in(row)) for row in slides.to_dict("records")
         ]
+        self._has_remote = any(map(is_remote, slides["path"]))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -149,6 +151,15 @@ class SlideTiles:
         tile = self.index.tiles[i]
         slide: Slide = self._slides[tile["slide"]]
         return slide.read((int(tile["x"]), int(tile["y"])), self.spec)
+
+    def fetch(self, rows: Sequence[int]) -> None:
+        """Fetch together what tiles of remote slides are stored in."""
+        tiles = self.index.tiles[np.asarray(rows, np.int64)]
+        for number in np.unique(tiles["slide"]) if self._has_remote else ():
+            own = tiles[tiles["slide"] == number]
+            self._slides[number].fetch(
+                list(zip(own["x"].tolist(), own["y"].tolist(), strict=True)), self.spec
+            )
 
     def around(self, i: int, *, side_px: int) -> NDArray[np.uint8]:
         """The square (side_px, side_px, 3) around tile i at the tiles' um/px, white off the scan."""

@@ -6,6 +6,7 @@ disk or a power cut has damaged is fetched anew. The least recently read go firs
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import struct
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -43,8 +45,8 @@ class Traffic:
     def __str__(self) -> str:
         again = f" ({self.n_again:,} of them again)" if self.n_again else ""
         return (
-            f"stores sent {self.n_sent / 1e6:.1f} MB in {self.n_requests:,} requests{again}, "
-            f"of which {self.n_asked / 1e6:.1f} MB were read"
+            f"stores sent {self.n_sent / 1e6:.1f} MB in {self.n_requests:,} requests{again} "
+            f"for {self.n_asked / 1e6:.1f} MB that were read"
         )
 
 
@@ -103,6 +105,16 @@ class Blocks:
                     error.strerror,
                 )
             self._is_full = True
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """While one process fetches of a file, others that want of the same one wait, and find it here."""
+        path = self._path(name)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a disk without locks costs bytes that are fetched twice
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                fcntl.flock(stack.enter_context(path.open("wb")), fcntl.LOCK_EX)
+            yield
 
     def count(self, traffic: Traffic) -> None:
         """Add to what this process has read, where `traffic_of` finds it."""

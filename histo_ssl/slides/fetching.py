@@ -39,6 +39,10 @@ MODIFIED = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated"
 VERSION = ("ETag", "etag", "md5Hash", "content_md5", "generation", "VersionId")
 QUERY = re.compile(r"\?[^\s'\")]+")
 
+_silent: set[str] = (
+    set()
+)  # hosts that failed all tries of a request: the next ones are tried once, until one answers
+
 
 @dataclass(frozen=True)
 class Known:
@@ -65,6 +69,7 @@ class RemoteObject:
 
     def __init__(self, url: str, *, timeout_s: float, n_tries: int) -> None:
         self.files, self.path = filesystem(url)
+        self.host = "/".join(url.split("/")[:3])
         self.timeout_s, self.n_tries = timeout_s, n_tries
         self.n_requests = self.n_again = 0
 
@@ -113,14 +118,20 @@ class RemoteObject:
 
     def _patiently(self, ask: Callable[[], Result]) -> Result:
         """The answer, asked for up to `n_tries` times."""
-        for i in range(self.n_tries):
+        n_tries = 1 if self.host in _silent else self.n_tries
+        for i in range(n_tries):
             try:
-                return ask()
+                answer = ask()
             except (FileNotFoundError, PermissionError):
                 raise
             except _failures() as error:
-                if i + 1 == self.n_tries or not _may_pass(error):
+                if i + 1 == n_tries or not _may_pass(error):
+                    if _may_pass(error):
+                        _silent.add(self.host)
                     raise OSError(self._told(error, n_tries=i + 1)) from error
+            else:
+                _silent.discard(self.host)
+                return answer
             time.sleep(min(LONGEST_PAUSE_S, PAUSE_S * 2**i) * random.uniform(0.5, 1.0))
             self.n_again += 1
         raise AssertionError

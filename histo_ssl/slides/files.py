@@ -14,7 +14,7 @@ import warnings
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,12 @@ class OpenSlide(TiffSlide):
                 )
         return canvas
 
+    def fetch(self, level: int, windows: Sequence[Window]) -> None:
+        """Fetch together what windows of a level are stored in, if the file is remote."""
+        parts = self.levels[level]
+        if isinstance(self.file, RemoteFile) and len(parts) == 1:  # areas are fetched one by one
+            self.file.fetch(segments.places(parts[0][0], windows))
+
     def has_changed(self) -> bool:
         """Whether the file was written to since it was opened."""
         return state(self.file) != self.opened_at
@@ -182,6 +188,14 @@ def stamp_of(path: str, store: Store | None) -> Stamp:
     """The stamp of a slide file as it was opened."""
     with in_one_sentence(path):
         return stamp(open_slides.of(path, None, store).file)
+
+
+def fetch(
+    path: str, known: Stamp | None, store: Store | None, *, level: int, windows: Sequence[Window]
+) -> None:
+    """Fetch together what windows of one level are stored in, if the file is remote."""
+    with in_one_sentence(path):
+        open_slides.of(path, known, store).fetch(level, windows)
 
 
 def pixels_of(

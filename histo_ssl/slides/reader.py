@@ -7,8 +7,10 @@ spawned.
 Letters: h, w are the height and width of an image in pixels.
 """
 
+import contextlib
 import itertools
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from histo_ssl.slides.files import MAX_MPP, Facts, in_one_sentence, open_slides, pixels_of, stamp_of
+from histo_ssl.slides.files import MAX_MPP, Facts, fetch, in_one_sentence, open_slides, pixels_of, stamp_of
 from histo_ssl.slides.grid import MAX_UPSAMPLING, TileSpec
 from histo_ssl.slides.segments import WHITE, Limits
 from histo_ssl.slides.stamps import Stamp
@@ -144,6 +146,25 @@ class Slide:
         side, (x, y) = spec.side_level0(self.mpp), xy_level0
         return self._resampled((x, y, x + side, y + side), mpp=spec.mpp, size=(spec.size_px, spec.size_px))
 
+    def fetch(self, corners_level0: Sequence[tuple[int, int]], spec: TileSpec) -> None:
+        """Fetch together what tiles are stored in that will be read soon, if the slide is remote.
+
+        What fails here is told when it is read.
+
+        Args:
+            corners_level0: left and top edges of the tiles' footprints, level-0 px.
+            spec: size and um/px of the tiles.
+        """
+        if self._store is None:
+            return
+        with contextlib.suppress(ValueError, OSError):
+            side, size = spec.side_level0(self.mpp), (spec.size_px, spec.size_px)
+            boxes = [(x, y, x + side, y + side) for x, y in corners_level0]
+            level = self._level(spec.mpp)
+            windows = [self._window(box, level=level, size=size)[1] for box in boxes]
+            stored = [clipped(window, self.facts.sizes[level]) for window in windows]
+            fetch(self.path, self._known, self._store, level=level, windows=stored)
+
     def thumbnail(self, mpp: float) -> Pixels:
         """The whole scan at about `mpp` um/px: its pixels divide the scan evenly along x and along y.
 
@@ -170,15 +191,21 @@ class Slide:
     def _resampled(self, box_level0: Box, *, mpp: float, size: Size) -> Pixels:
         """A part of the scan as an image of `size`, from the level that suits `mpp`."""
         level = self._level(mpp)
+        box, window = self._window(box_level0, level=level, size=size)
+        if is_untouched(box, size):
+            return self._pixels(level, window)
+        image = Image.fromarray(self._pixels(level, window))
+        inner = (box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1])
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=inner))
+
+    def _window(self, box_level0: Box, *, level: int, size: Size) -> tuple[Box, Window]:
+        """A part of the scan on one of its levels, and the pixels that an image of `size` is made from."""
         dx, dy = self.facts.downsamples[level]
         left, top, right, bottom = box_level0
         box = (left / dx, top / dy, right / dx, bottom / dy)
         if is_untouched(box, size):
-            return self._pixels(level, whole(box))
-        window = with_context(box, size=size, level_size=self.facts.sizes[level])
-        image = Image.fromarray(self._pixels(level, window))
-        inner = (box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1])
-        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=inner))
+            return box, whole(box)
+        return box, with_context(box, size=size, level_size=self.facts.sizes[level])
 
     def _pixels(self, level: int, window: Window) -> Pixels:
         """Pixels of one level: the scan inside, white outside."""

@@ -8,7 +8,7 @@ Letters: h, w are the height and width of an image in pixels, c its channels.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from tifffile import TiffFrame, TiffPage, TiffPageSeries
 from histo_ssl.slides.codecs import Shape, check_format, decoded
 from histo_ssl.slides.stamps import File
 from histo_ssl.slides.stores import RemoteFile
-from histo_ssl.slides.windows import Window
+from histo_ssl.slides.windows import Window, is_empty
 
 WHITE = 255  # where nothing was scanned there is glass
 
@@ -48,10 +48,15 @@ def pixels(level: TiffPageSeries, window: Window, file: File) -> NDArray[np.uint
     Raises:
         ValueError: a segment under the window is damaged.
     """
-    pages = _pages(level)
     if isinstance(file, RemoteFile):
-        file.fetch([place for page in pages for place in _places(page, window)])
-    return np.concatenate([_page_pixels(page, window) for page in pages], axis=2)
+        file.fetch(places(level, [window]))
+    return np.concatenate([_page_pixels(page, window) for page in _pages(level)], axis=2)
+
+
+def places(level: TiffPageSeries, windows: Sequence[Window]) -> list[tuple[int, int]]:
+    """First byte, and the one after the last, of all segments under some windows of a level."""
+    under = [(page, window) for page in _pages(level) for window in windows if not is_empty(window)]
+    return [place for page, window in under for place in _places(page, window)]
 
 
 def check(level: TiffPageSeries) -> None:
@@ -168,7 +173,7 @@ def _under(grid: Grid, window: Window) -> Iterator[tuple[int, int]]:
 
 
 def _places(page: TiffPage | TiffFrame, window: Window) -> Iterator[tuple[int, int]]:
-    """First byte, and the one after the last, of the segments under a window, as far as they are listed."""
+    """The same of one page and window, as far as they are listed."""
     grid = _grid(_format(page))
     for row, column in _under(grid, window):
         index = row * grid.n_columns + column

@@ -38,7 +38,7 @@ class Store:
 
 
 # What is used where nobody has read the configuration, which says the same (tests/slides/test_stores.py).
-UNASKED = Store(block_kb=32, cache_mb=1024, cache_dir=None, timeout_s=30, n_tries=5)
+UNASKED = Store(block_kb=16, cache_mb=1024, cache_dir=None, timeout_s=30, n_tries=5)
 
 
 class _InUse:
@@ -98,7 +98,7 @@ class RemoteFile(io.RawIOBase):
         super().__init__()
         self.blocks = _blocks(store, os.getpid())
         self.object = RemoteObject(url, timeout_s=store.timeout_s, n_tries=store.n_tries)
-        self.known, self.looked_at = self.object.known(), time.monotonic()
+        self.known = self._asked()
         self.size = self.known.n_bytes
         self.block_bytes = store.block_kb * 1024
         self.place = 0
@@ -163,15 +163,28 @@ class RemoteFile(io.RawIOBase):
     def now(self) -> Known:
         """What the store says of it, at most a minute ago."""
         if time.monotonic() - self.looked_at > LOOK_S:
-            latest, self.looked_at = self.object.known(), time.monotonic()
-            return latest
+            return self._asked()
         return self.known
 
+    def _asked(self) -> Known:
+        self.looked_at = time.monotonic()
+        try:
+            return self.object.known()
+        finally:
+            self._count_requests()
+
     def _found(self, numbers: Sequence[int]) -> dict[int, bytes]:
-        found = {number: self.blocks.find(self._name(number)) for number in numbers}
-        have = {number: block for number, block in found.items() if block is not None}
-        missing = [number for number in numbers if number not in have]
-        return {**have, **self._fetched(missing)} if missing else have
+        have = self._kept(numbers)
+        if all(number in have for number in numbers):
+            return have
+        with self.blocks.alone(f"{self.name_of_blocks}.lock"):
+            have |= self._kept([number for number in numbers if number not in have])
+            missing = [number for number in numbers if number not in have]
+            return have | self._fetched(missing) if missing else have
+
+    def _kept(self, numbers: Sequence[int]) -> dict[int, bytes]:
+        found = ((number, self.blocks.find(self._name(number))) for number in numbers)
+        return {number: block for number, block in found if block is not None}
 
     def _fetched(self, numbers: Sequence[int]) -> dict[int, bytes]:
         runs = list(_runs(numbers, most=max(1, REQUEST_BYTES // self.block_bytes)))

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 TESTS  ?= tests histo_ssl
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-.PHONY: help demo test check format audit wheel-test clean
+.PHONY: help demo test check format audit bench bench-gpu bench-check wheel-test clean
 
 help:               ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +28,17 @@ format: $(VENV)/.dev ## let ruff lay out the code
 audit: $(VENV)/.dev ## known vulnerabilities of what is installed; needs PyPI's own server, a mirror may not know them
 	$(BIN)/pip-audit --strict --skip-editable
 
+bench: $(VENV)/.bench ## our speed in turn with that of other libraries, on the CPU; writes runs/bench.json
+	mkdir -p runs
+	$(BIN)/python benchmarks/bench.py --json runs/bench.json
+
+bench-gpu: $(VENV)/.bench ## the same of what runs on a GPU; writes runs/bench-gpu.json
+	mkdir -p runs
+	$(BIN)/python benchmarks/bench.py --device cuda --json runs/bench-gpu.json
+
+bench-check: $(VENV)/.bench ## whether a ratio in runs/bench.json is below benchmarks/reference.json
+	$(BIN)/python benchmarks/check.py runs/bench.json
+
 wheel-test: $(VENV)/.dev ## build the wheel, install it into an empty environment, run from an empty folder
 	rm -rf dist .venv-wheel
 	$(BIN)/python -m build --wheel
@@ -47,4 +58,8 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable ".[dev]"
+	touch $@
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable ".[bench]"
 	touch $@

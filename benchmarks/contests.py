@@ -1,0 +1,140 @@
+"""Two ways to the same result, timed in turn: who ran, how long each round took, and what their ratio was.
+
+Rounds alternate (A B, B A, A B, ...), so that whatever else the machine does, or however its clock drifts,
+hits all alike; a round gives one ratio, peer / ours, above 1 where ours is faster. What is told is the median
+of the rounds' ratios with the lowest and the highest. Processor time is that of all threads of this process;
+it is quoted where other work on the machine would blur the wall's.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Work = Callable[[int], object]  # the round's number -> whatever is made
+Clock = Literal["processor", "wall"]
+
+
+class CannotRunError(Exception):
+    """A part that can't be measured here; says why in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What is to be timed.
+
+    Args:
+        part: of the benchmark, such as "reading".
+        case: of the part, such as "grid order".
+        n_items: items that a round works on: tiles, steps, searches.
+        item: what one is.
+        ours: our work of a round.
+        peers: theirs, by name.
+        targets: by the same names, the ratio that is to be reached; None where none is set.
+        n_rounds: that count, after one that does not.
+        clock: that is quoted.
+        settle: called before each clock is read; waits for an accelerator.
+    """
+
+    part: str
+    case: str
+    n_items: int
+    item: str
+    ours: Work
+    peers: Mapping[str, Work]
+    targets: Mapping[str, float | None]
+    n_rounds: int
+    clock: Clock = "processor"
+    settle: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """Ours against one peer, in one case."""
+
+    part: str
+    case: str
+    peer: str
+    item: str
+    ours_ms: float  # median over rounds, per item, by the clock that is quoted
+    peer_ms: float
+    ratio: float  # median of the rounds' peer / ours
+    low: float
+    high: float
+    processor_ratio: float
+    wall_ratio: float
+    clock: Clock
+    n_rounds: int
+    target: float | None
+
+    @property
+    def name(self) -> str:
+        """What it is known by in the reference."""
+        return f"{self.part}: {self.case} / {self.peer}"
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the target is reached; None where none is set."""
+        return None if self.target is None else self.ratio >= self.target
+
+
+Seconds = tuple[float, float]  # processor, wall
+
+
+def settling(device: str) -> Callable[[], None]:
+    """What waits until all that a device was given is done."""
+    if device == "cpu":
+        return lambda: None
+    import torch
+
+    return torch.cuda.synchronize
+
+
+def compete(contest: Contest) -> list[Ratio]:
+    """Time ours and all peers in turn, and say how they compare, a ratio per peer."""
+    works = {"": contest.ours, **contest.peers}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in works}
+    for i in range(contest.n_rounds + 1):
+        order = list(works) if i % 2 else list(reversed(works))
+        for name in order:
+            taken = timed(works[name], i, settle=contest.settle)
+            if i:  # the first round warms up
+                seconds[name].append(taken)
+    return [_ratio(contest, peer, ours=seconds[""], theirs=seconds[peer]) for peer in contest.peers]
+
+
+def timed(work: Work, i: int, *, settle: Callable[[], None]) -> Seconds:
+    """Processor and wall seconds of one round."""
+    gc.collect()
+    settle()
+    processor, wall = time.process_time(), time.perf_counter()
+    work(i)
+    settle()
+    return time.process_time() - processor, time.perf_counter() - wall
+
+
+def _ratio(contest: Contest, peer: str, *, ours: Sequence[Seconds], theirs: Sequence[Seconds]) -> Ratio:
+    processor, wall = ([b[i] / a[i] for a, b in zip(ours, theirs, strict=True)] for i in range(2))
+    quoted = 0 if contest.clock == "processor" else 1
+    ratios = (processor, wall)[quoted]
+    ours_ms, peer_ms = (
+        statistics.median(1e3 * s[quoted] / contest.n_items for s in seconds) for seconds in (ours, theirs)
+    )
+    return Ratio(
+        part=contest.part,
+        case=contest.case,
+        peer=peer,
+        item=contest.item,
+        ours_ms=ours_ms,
+        peer_ms=peer_ms,
+        ratio=statistics.median(ratios),
+        low=min(ratios),
+        high=max(ratios),
+        processor_ratio=statistics.median(processor),
+        wall_ratio=statistics.median(wall),
+        clock=contest.clock,
+        n_rounds=contest.n_rounds,
+        target=contest.targets[peer],
+    )

@@ -32,8 +32,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from histo_ssl.config.choices import conf_dir
+from histo_ssl.executors.base import Ended, Processes
+from histo_ssl.executors.processes import each
 from histo_ssl.slides.grid import TileSpec
-from histo_ssl.slides.processes import Ended, Processes, each
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.segments import Limits
 from histo_ssl.slides.survey import Recipe, survey

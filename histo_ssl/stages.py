@@ -1,6 +1,7 @@
 """The stages: each reads what earlier ones wrote, and writes one folder named by what it depends on."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
@@ -21,8 +22,9 @@ from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
-from histo_ssl.embed import Embedding, embed_tiles
+from histo_ssl.embed import Embedding, Spread, embed_tiles
 from histo_ssl.encode import Encoder
+from histo_ssl.executors.base import Executor, Processes
 from histo_ssl.export import card_of_trained, export, freeze
 from histo_ssl.folders import artifacts
 from histo_ssl.folders.artifacts import Counts, finished
@@ -107,7 +109,8 @@ def embed(plan: Plan) -> None:
     if not needs_embeddings(plan):
         log.info("embed: nothing to do, since the task takes the tiles themselves")
         return
-    source = open_source(finished(plan.task_tile_folder, stage="tile"))
+    # by its whole name, since workers of a cluster open it too
+    source = open_source(finished(plan.task_tile_folder, stage="tile").resolve())
     for subject, encoder in subjects_of(plan, source).items():
         folder = plan.embedding_folder(encoder.card.fingerprint)
         config = {"encoder": asdict(encoder.card), **plan.embedding_config}
@@ -154,7 +157,8 @@ def _tile(plan: Plan, config: Mapping[str, Any], listing: Listed, folder: Path) 
         raise ValueError(f"{folder}: the data's files changed since this run began; give the command again")
     tiling = instantiate(config["tiling"])
     processes = {name: plan.cfg[name] for name in ("n_processes", "slide_timeout_s")}
-    return cast(Counts, data.tile(tiling, folder=folder, home=plan.runs_dir / "data", **processes))
+    home = plan.runs_dir / "data"
+    return cast(Counts, data.tile(tiling, folder=folder, home=home, executor=_executor(plan), **processes))
 
 
 def _pretrain(plan: Plan, folder: Path) -> Counts:
@@ -235,9 +239,23 @@ def _datamodule(plan: Plan) -> TileDataModule:
     )
 
 
+def _executor(plan: Plan) -> Executor:
+    executor: Executor = instantiate(plan.group("executor"))
+    return executor
+
+
 def _embed(plan: Plan, encoder: Encoder, source: TileSource, folder: Path) -> Counts:
+    executor = _executor(plan)
+    device = partial(device_for, plan.cfg.trainer.accelerator)
+    processes = Processes(
+        n=0,
+        timeout_s=executor.embed_timeout_s,
+        timeout_name="executor.embed_timeout_s",
+        memory_gb=math.inf,
+    )
+    each = partial(executor.each, processes=processes, folder=folder)
     return embed_tiles(
-        encoder.on(device_for(plan.cfg.trainer.accelerator)),
+        encoder.on(device()) if executor.is_here else encoder,
         source,
         folder=folder,
         how=Embedding(
@@ -245,4 +263,5 @@ def _embed(plan: Plan, encoder: Encoder, source: TileSource, folder: Path) -> Co
             loading=Loading(**plan.group("loader")),
             max_failed=plan.cfg.max_failed_tiles,
         ),
+        spread=None if executor.is_here else Spread(each=each, device=device),
     )

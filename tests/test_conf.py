@@ -100,6 +100,8 @@ def test_a_task_does_not_change_the_encoder_and_a_seed_does(compose: Any) -> Non
         "log_every=1",
         "checkpoint_every=1",
         "n_processes=1",
+        "executor=dask",
+        "executor.retries=5",
         "logger=none",
         "compile=true",
         "grad_checkpointing=true",

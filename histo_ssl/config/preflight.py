@@ -13,7 +13,7 @@ from histo_ssl.config.plan import Listed, Plan, listed
 from histo_ssl.config.signatures import check_types
 from histo_ssl.config.targets import KEY, check_targets
 
-TYPED = ("data", "tiling", "stain", "views", "backbone", "task", "online")
+TYPED = ("data", "tiling", "stain", "views", "backbone", "task", "online", "executor")
 # Rank 0 hands what it listed to the ranks that it starts: hours later the same folder may hold more files.
 HANDED = "HISTO_SSL_LISTINGS"
 READERS = {"tile", "pretrain", "embed", "evaluate"}  # stages whose folders depend on what the data list
@@ -39,6 +39,7 @@ def prepared(plan: Plan, *, known: Collection[str]) -> Plan:
     for group in TYPED:
         check_types(plan.group(group), group)
     check_types(plan.method(n_tiles=0)[0], "method")
+    instantiate(plan.group("executor"))  # which may need a library that is not installed
     instantiate(plan.group("stain"))  # a target that can't be taken is better known now than after tiling
     return _listed(plan) if READERS & set(plan.cfg.stages) else plan
 

@@ -16,6 +16,7 @@ from histo_ssl.folders.redaction import has_credentials, refuse_credentials
 
 ALLOWED = (
     "histo_ssl.data",
+    "histo_ssl.executors",
     "histo_ssl.slides",
     "histo_ssl.stain",
     "histo_ssl.views",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from histo_ssl.executors.base import Executor
 from histo_ssl.slides.fetching import filesystem
 from histo_ssl.slides.grid import Tiling
 from histo_ssl.slides.stores import is_remote
@@ -56,8 +57,10 @@ class TileSource(Protocol):
     def parts(self) -> list[Part]:
         """Runs of tiles that together are all tiles, in order."""
 
-    def table(self) -> pd.DataFrame:
+    def table(self, part: Part | None = None) -> pd.DataFrame:
         """One row per tile, in order: slide, x, y (level-0 px), patient, site, split, label ("" for none).
+
+        Of all tiles, or of a part's, with their numbers as the table's index.
 
         And `version`: what is known of the content of its file, another one when that changes.
         """
@@ -88,7 +91,14 @@ class DataSet(Protocol):
         """
 
     def tile(
-        self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int, slide_timeout_s: float
+        self,
+        tiling: Tiling,
+        *,
+        folder: Path,
+        home: Path,
+        n_processes: int,
+        slide_timeout_s: float,
+        executor: Executor | None = None,
     ) -> dict[str, int]:
         """Write the list of all tiles into `folder`; what was counted comes back.
 
@@ -98,6 +108,7 @@ class DataSet(Protocol):
             home: where a data set that makes its own slides keeps them.
             n_processes: how many slides are surveyed at a time, each in a process of its own; 0: in this one.
             slide_timeout_s: after which a slide is given up, unless it is surveyed in this process.
+            executor: who surveys slides; None: those processes.
         """
 
 

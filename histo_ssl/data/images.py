@@ -1,6 +1,7 @@
 """Tiles that are image files already: a folder per class, or a CSV that lists them."""
 
 import contextlib
+import functools
 import os
 import re
 import struct
@@ -26,6 +27,7 @@ from histo_ssl.data.image_list import (
     images_below,
 )
 from histo_ssl.data.image_table import images_of, listing_of, of_classes, rows_by_path
+from histo_ssl.executors.base import Executor
 from histo_ssl.folders.artifacts import write_json, write_text
 from histo_ssl.folders.cells import csv_text, exact_table
 from histo_ssl.slides.grid import Tiling
@@ -82,6 +84,7 @@ class ImageData:
         home: Path,  # noqa: ARG002
         n_processes: int,  # noqa: ARG002
         slide_timeout_s: float,  # noqa: ARG002
+        executor: Executor | None = None,  # noqa: ARG002
     ) -> dict[str, int]:
         """Write `images.csv`, `status.csv` and `source.json`; headers are read, not pixels."""
         listed = self._listed()
@@ -190,22 +193,25 @@ class ImageTiles:
             for n, start in enumerate(starts)
         ]
 
-    def table(self) -> pd.DataFrame:
+    def table(self, part: Part | None = None) -> pd.DataFrame:
         """One row per image; its path stands for the slide, its group for the patient."""
-        images = self.images
-        common = os.path.commonpath([Path(path).parent for path in images["path"]])
-        return pd.DataFrame(
-            {
-                "slide": [Path(path).relative_to(common).as_posix() for path in images["path"]],
-                "x": 0,
-                "y": 0,
-                "patient": images["group"],
-                "site": "",
-                "split": images["split"],
-                "label": images["label"],
-                "version": images["n_bytes"] if self._n_bytes is not None else "",
-            }
-        )
+        images = self.images.iloc[part.start : part.stop] if part else self.images
+        known = {
+            "slide": [Path(path).relative_to(self._common).as_posix() for path in images["path"]],
+            "x": 0,
+            "y": 0,
+            "patient": images["group"],
+            "site": "",
+            "split": images["split"],
+            "label": images["label"],
+            "version": images["n_bytes"] if self._n_bytes is not None else "",
+        }
+        return pd.DataFrame(known, index=images.index)
+
+    @functools.cached_property
+    def _common(self) -> str:
+        """The folder below which all images lie."""
+        return os.path.commonpath([Path(path).parent for path in self.images["path"]])
 
     def slides(self) -> pd.DataFrame:
         """No row: images are tiles already."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from histo_ssl.data.annotations import UNLABELLED, raster_sizes, read_classes, read_raster, tile_classes
 from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
 from histo_ssl.data.manifest import slide_list, slide_listing, stated_mpp
+from histo_ssl.executors.base import Executor, Processes
 from histo_ssl.folders.artifacts import write_bytes, write_json
 from histo_ssl.slides.grid import TileSpec, Tiling
 from histo_ssl.slides.index import TileIndex
 from histo_ssl.slides.ledger import forget
-from histo_ssl.slides.processes import Processes
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.segments import Limits
 from histo_ssl.slides.stamps import stamp_in
@@ -63,6 +63,7 @@ class SlideData:
         home: Path,  # noqa: ARG002
         n_processes: int,
         slide_timeout_s: float,
+        executor: Executor | None = None,
     ) -> dict[str, int]:
         """Write the index of all tiles, `status.csv`, an overlay per slide, and labels where there are any.
 
@@ -80,6 +81,7 @@ class SlideData:
             recipe=Recipe(tiling=tiling, limits=limits, mpp_if_unknown=mpp_if_unknown),
             folder=folder,
             processes=Processes(n=n_processes, timeout_s=slide_timeout_s, memory_gb=self.max_memory_gb),
+            executor=executor,
         )
         failed = index.slides[index.slides["reason"] != ""]
         self._check(failed, n_slides=len(index.slides), folder=folder)
@@ -186,15 +188,17 @@ class SlideTiles:
             Part(name=name, start=int(start), stop=int(stop)) for name, start, stop in bounds if start < stop
         ]
 
-    def table(self) -> pd.DataFrame:
+    def table(self, part: Part | None = None) -> pd.DataFrame:
         """One row per tile; its label is its own class if the slides are annotated, else "" for none."""
-        slides = self.index.slides.iloc[self.index.tiles["slide"]].reset_index(drop=True)
+        rows = slice(part.start, part.stop) if part else slice(0, len(self))
+        tiles = self.index.tiles[rows]
+        slides = self.index.slides.iloc[tiles["slide"]].set_axis(range(rows.start, rows.stop))
         columns = {"slide": "slide_id", "patient": "patient_id", "site": "site", "split": "split"}
-        labels = "" if self._labels is None else self._classes[self._labels]
-        xy = self.coords()
+        labels = "" if self._labels is None else self._classes[self._labels[rows]]
         known = {name: slides[column] for name, column in columns.items()}
+        xy = {axis: tiles[axis].astype(np.int64) for axis in ("x", "y")}
         version = slides["digest"].where(slides["digest"] != "", slides["n_bytes"].astype(str))
-        return pd.DataFrame({**known, "x": xy[:, 0], "y": xy[:, 1], "label": labels, "version": version})
+        return pd.DataFrame({**known, **xy, "label": labels, "version": version})
 
     def scan(self, slide_id: str) -> Scan:
         """The slide of that name."""

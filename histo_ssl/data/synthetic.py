@@ -24,6 +24,7 @@ from histo_ssl.data.slides import SlideData
 from histo_ssl.drawing.layout import SlideClass, Tissue, draw_layout, resized
 from histo_ssl.drawing.painting import paint
 from histo_ssl.drawing.scanning import fold, pen_mark, scan, site_stain
+from histo_ssl.executors.base import Executor
 from histo_ssl.folders import artifacts
 from histo_ssl.parallel.watch import end_with_parent
 from histo_ssl.slides.grid import Tiling
@@ -103,7 +104,14 @@ class SyntheticSlides:
         return {}
 
     def tile(
-        self, tiling: Tiling, *, folder: Path, home: Path, n_processes: int, slide_timeout_s: float
+        self,
+        tiling: Tiling,
+        *,
+        folder: Path,
+        home: Path,
+        n_processes: int,
+        slide_timeout_s: float,
+        executor: Executor | None = None,
     ) -> dict[str, int]:
         """Draw the slides, unless they were drawn before, and write their tile index into `folder`."""
         config = asdict(self)
@@ -125,7 +133,12 @@ class SyntheticSlides:
             min_label_share=self.min_label_share,
         )
         return data.tile(
-            tiling, folder=folder, home=home, n_processes=n_processes, slide_timeout_s=slide_timeout_s
+            tiling,
+            folder=folder,
+            home=home,
+            n_processes=n_processes,
+            slide_timeout_s=slide_timeout_s,
+            executor=executor,
         )
 
     def write(self, folder: Path, *, n_processes: int) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """Who made a folder, with what, on what, and when."""
 
+import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -51,3 +53,13 @@ def _git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit.stdout.strip() + ("+" if changes.stdout else "")
+
+
+@functools.cache
+def code_digest() -> str:
+    """Hash of this package's own Python files: 64 hexadecimal digits, the same in a checkout and a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

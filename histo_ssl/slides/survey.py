@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from histo_ssl.executors.base import Ended, Executor, Processes
+from histo_ssl.executors.processes import Local
 from histo_ssl.folders.artifacts import write_image
 from histo_ssl.progress import Progress
 from histo_ssl.slides.grid import Tiling, tile_grid
 from histo_ssl.slides.index import TileIndex, write_index
 from histo_ssl.slides.ledger import Ledger, Survey
 from histo_ssl.slides.overlay import LONG_SIDE_PX, overlay
-from histo_ssl.slides.processes import Ended, Processes, each
 from histo_ssl.slides.reader import Pixels, Slide
 from histo_ssl.slides.segments import Limits
 from histo_ssl.slides.stores import Store, store_for
@@ -74,8 +74,8 @@ def survey_slides(
         mpps: for each slide the um/px that overrules its file, or None.
         recipe: how.
         folder: receives `index.npy`, `status.csv`, `overlays/` and, to be removed by `forget`, `surveys/`.
-        processes: in which slides are surveyed where no executor is given.
-        executor: of a cluster, say; what hangs or crashes there is its own business.
+        processes: how many at a time, and what each slide may take.
+        executor: who does it; None: processes of this machine, and each slide is tried once.
 
     Returns:
         The index, its slides in the order of the list. Slides that failed have no tiles and say why.
@@ -87,6 +87,7 @@ def survey_slides(
     (folder / OVERLAYS).mkdir(parents=True, exist_ok=True)
     rows = [{str(name): str(value) for name, value in row.items()} for row in slides.to_dict("records")]
     slots: list[Slot] = list(zip(rows, mpps, strict=True))
+    folder = folder.resolve()  # others that write there may stand elsewhere
     ledger = Ledger(folder, made_with=asdict(recipe))
     found = {i: survey for i, slot in enumerate(slots) if (survey := ledger.find(*slot)) is not None}
     if found:
@@ -94,12 +95,10 @@ def survey_slides(
     left = [i for i in range(len(slots)) if i not in found]
     store = store_for(row["path"] for row, _ in slots)
     work = partial(_survey_and_keep, recipe=recipe, overlays=folder / OVERLAYS, ledger=ledger, store=store)
-    run: Callable[..., Iterable[Survey | Ended[Slot]]] = (
-        executor.map if executor is not None else partial(each, processes=processes)
-    )
+    results = (executor or Local(retries=0)).each(work, [slots[i] for i in left], processes, folder=folder)
     with Progress("tile", n_items=len(slots), n_before=len(found), noun="slides") as progress:
-        for i, result in zip(left, run(work, [slots[i] for i in left]), strict=True):
-            found[i] = _without_result(result) if isinstance(result, Ended) else result
+        for place, result in results:
+            found[left[place]] = _without_result(result) if isinstance(result, Ended) else result
             progress.advance(1)
     return _write(slides, [found[i] for i in range(len(slots))], folder=folder)
 
@@ -155,7 +154,9 @@ def survey(
 def _survey_and_keep(
     slot: Slot, *, recipe: Recipe, overlays: Path, ledger: Ledger, store: Store | None
 ) -> Survey:
-    """The survey of a slide, which is on the disk before it counts."""
+    """The survey of a slide, which is on the disk before it counts: a worker lost since may have done it."""
+    if (kept := ledger.find(*slot)) is not None:
+        return kept
     found = survey(*slot, recipe=recipe, overlays=overlays, store=store)
     ledger.keep(*slot, found)
     return found

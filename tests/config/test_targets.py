@@ -19,7 +19,7 @@ from histo_ssl.config.targets import ALLOWED, check_configuration, check_targets
         "torch.optimizers_of_a_stranger.Adam",  # only the beginning of the name is right
         "histo_ssl.folders.artifacts.write_text",  # ours, but no seam
         "histo_ssl.data.slides.np.load",  # a module's own imports are within its reach
-        "histo_ssl.data.manifest.fsspec.open",
+        "histo_ssl.slides.fetching.fsspec.open",
         "histo_ssl.data.images.os.system",
         "histo_ssl.data.images._write_csv",
         "torch.optim.Adam.__init__.__globals__",

@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from histo_ssl.executors.base import Processes
 from histo_ssl.slides.grid import Tiling
-from histo_ssl.slides.processes import Processes
 from histo_ssl.slides.segments import Limits
 from histo_ssl.slides.survey import Recipe
 from histo_ssl.slides.tissue import TissueSpec

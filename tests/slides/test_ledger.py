@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histo_ssl.executors.base import Processes
 from histo_ssl.slides import survey as survey_module
 from histo_ssl.slides.index import STATUS, TileIndex
 from histo_ssl.slides.ledger import SURVEYS, forget
-from histo_ssl.slides.processes import Processes
 from histo_ssl.slides.survey import Recipe, survey_slides
 
 Surveyed = Callable[..., TileIndex]
@@ -140,7 +140,7 @@ def test_a_tile_stage_that_is_killed_ends_like_one_that_is_not(
         textwrap.dedent("""
             import pickle, sys
             from pathlib import Path
-            from histo_ssl.slides.processes import Processes
+            from histo_ssl.executors.base import Processes
             from histo_ssl.slides.survey import survey_slides
 
             if __name__ == "__main__":

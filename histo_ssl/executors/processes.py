@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from histo_ssl.executors.base import Ended, Item, Processes, Result, crashed, out_of_time
 
 GB = 2**30
 LOOK_S = 1.0  # between two looks at whether the pool still works
@@ -31,24 +30,31 @@ PRELOADED = "histo_ssl.slides.survey"  # what children of the server have import
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
-    """How work is spread over child processes, and what each of its items may take."""
+class Local:
+    """Child processes of this machine.
 
-    n: int  # at a time; 0: in this process, without limits
-    timeout_s: float  # for one item
-    memory_gb: float  # beyond what a child takes at rest
+    Args:
+        retries: how often an item is tried again whose process hung or crashed.
+    """
 
+    retries: int
+    is_here: ClassVar = True
+    embed_timeout_s: ClassVar = math.inf  # embedding is done in this process
 
-@dataclass(frozen=True)
-class Ended(Generic[Item]):
-    """An item whose process did not live to give its result."""
-
-    item: Item
-    reason: str
+    def each(
+        self,
+        work: Callable[[Item], Result],
+        items: Sequence[Item],
+        processes: Processes,
+        *,
+        folder: Path,  # noqa: ARG002 (this machine sees it)
+    ) -> Iterator[tuple[int, Result | Ended[Item]]]:
+        """The results of all items with their places, in their order."""
+        yield from enumerate(each(work, items, processes, retries=self.retries))
 
 
 def each(
-    work: Callable[[Item], Result], items: Sequence[Item], processes: Processes
+    work: Callable[[Item], Result], items: Sequence[Item], processes: Processes, *, retries: int = 0
 ) -> Iterator[Result | Ended[Item]]:
     """The results of all items, in their order.
 
@@ -56,9 +62,10 @@ def each(
         work: picklable.
         items: picklable.
         processes: how many, and what each item may take.
+        retries: how often an item is tried again whose process hung or crashed.
 
     Returns:
-        For an item whose process hung or crashed, why.
+        For an item whose process hung or crashed each time, why.
 
     Raises:
         ValueError: no child process can live with so little memory.
@@ -69,12 +76,23 @@ def each(
     with _pool(processes, n_items=len(items)) as pool:
         tasks = [_scheduled(pool, work, item, timeout_s=processes.timeout_s) for item in items]
         for item, task in zip(items, tasks, strict=True):
-            try:
-                yield _result(pool, task)
-            except OutOfTime:
-                yield Ended(item, f"the reader did not finish within slide_timeout_s={processes.timeout_s:g}")
-            except ProcessExpired as error:
-                yield Ended(item, f"the reader crashed (exit status {error.exitcode})")
+            found = _outcome(pool, task, item, processes)
+            for _ in range(retries):
+                if isinstance(found, Ended):
+                    task = _scheduled(pool, work, item, timeout_s=processes.timeout_s)  # noqa: PLW2901
+                    found = _outcome(pool, task, item, processes)
+            yield found
+
+
+def _outcome(
+    pool: ProcessPool, task: ProcessFuture[Result], item: Item, processes: Processes
+) -> Result | Ended[Item]:
+    try:
+        return _result(pool, task)
+    except OutOfTime:
+        return Ended(item, out_of_time(processes))
+    except ProcessExpired as error:
+        return Ended(item, crashed(error.exitcode))
 
 
 def _scheduled(
@@ -115,7 +133,7 @@ def _pool(processes: Processes, *, n_items: int) -> Iterator[ProcessPool]:
 
 def _begin(memory_gb: float) -> None:
     """What a child does first: bound its memory, and see to it that it does not outlive its parent."""
-    _bound_memory(memory_gb)
+    bound_memory(memory_gb)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -126,7 +144,7 @@ def _end_with(sentinel: Any) -> None:
     os._exit(1)
 
 
-def _bound_memory(gb: float) -> None:
+def bound_memory(gb: float) -> None:
     """Let allocations fail, as on a full machine, once this process takes so much beyond what it has.
 
     Data are bounded, not addresses, of which libraries map more than they use. Linux only, elsewhere a no-op.

@@ -15,7 +15,8 @@ from pebble import ProcessPool
 from pebble.pool.base_pool import PoolStatus
 from pebble.pool.process import PoolManager
 
-from histo_ssl.slides.processes import GB, Ended, Processes, each
+from histo_ssl.executors.base import Ended, Processes
+from histo_ssl.executors.processes import GB, each
 
 PATIENT = Processes(n=2, timeout_s=60, memory_gb=1)
 
@@ -101,7 +102,8 @@ def test_no_child_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent("""
             import os, pathlib, sys, time
-            from histo_ssl.slides.processes import Processes, each
+            from histo_ssl.executors.base import Processes
+            from histo_ssl.executors.processes import each
 
             def hang(folder):
                 (pathlib.Path(folder) / f"{os.getpid()}.pid").touch()

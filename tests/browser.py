@@ -21,6 +21,7 @@ FLAGS = (
     *("--no-first-run", "--disable-extensions", "--disable-background-networking", "--mute-audio"),
     *("--remote-debugging-port=0", "about:blank"),
 )
+BAD_STATUS = 400  # of an answer to a request, from which on
 START_S, ANSWER_S, LOOK_S = 60.0, 60.0, 0.05
 
 
@@ -60,10 +61,23 @@ class Browser:
         finally:
             self._end()
 
-    def open(self, address: str, *, width: int = 1440, height: int = 2000) -> None:
-        """Load a page in a window of this size, in CSS px, and wait until it is loaded; errors start anew."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    def open(
+        self,
+        address: str,
+        *,
+        width: int = 1440,
+        height: int = 2000,
+        is_mobile: bool = False,
+        is_still: bool = False,
+    ) -> None:
+        """Load a page in a window of this size, in CSS px, and wait until it is loaded; errors start anew.
+
+        Where it `is_still`, for a person who wants little motion.
+        """
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_mobile}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if is_still else ""}
+        self.call("Emulation.setEmulatedMedia", features=[motion])
         for url in ("about:blank", address):
             self._events.clear()
             self.errors.clear()
@@ -77,6 +91,13 @@ class Browser:
         answer = self.call("Runtime.evaluate", **words)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def wait_for(self, script: str, *, within_s: float = 30.0) -> None:
+        """Return when a JavaScript expression comes to something true."""
+        give_up_at = time.monotonic() + within_s
+        while not self.evaluate(f"Boolean({script})"):
+            assert time.monotonic() < give_up_at, f"not within {within_s} s: {script}"
+            time.sleep(0.02)
 
     def frame(self) -> None:
         """Wait until what was changed is drawn."""
@@ -95,6 +116,19 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
         self.frame()
 
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        """A bare mouse event: moved, pressed, released or wheel; nothing is waited for."""
+        name = "mouseWheel" if kind == "wheel" else f"mouse{kind.capitalize()}"
+        self.call("Input.dispatchMouseEvent", type=name, x=x, y=y, **more)
+
+    def key(self, key: str) -> None:
+        """Press a key and let go of it; nothing is waited for."""
+        codes = {"Enter": 13, "ArrowRight": 39, "ArrowDown": 40, "ArrowLeft": 37, "ArrowUp": 38, "Tab": 9}
+        named = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper()))}
+        text = {} if key in codes else {"text": key}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **named, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **named)
+
     def press(self, key: str, *, code: int = 0) -> None:
         """Press and release a key, by its name as in `KeyboardEvent.key`, and its key code."""
         for kind in ("rawKeyDown", "char", "keyUp"):
@@ -104,10 +138,11 @@ class Browser:
                 self.call("Input.dispatchKeyEvent", type=kind, **words, **text)
         self.frame()
 
-    def screenshot(self, path: Path, *, width: int, height: int) -> Path:
-        """The page from its top as a PNG of this size."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
+    def screenshot(self, path: Path, *, size: tuple[int, int] | None = None) -> Path:
+        """What is seen as a PNG, or the page from its top, of a width and a height."""
+        if size:
+            words = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+            self.call("Emulation.setDeviceMetricsOverride", **words)
         self.frame()
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
         return path
@@ -126,7 +161,7 @@ class Browser:
         async with self._session.get(f"http://127.0.0.1:{port}/json/list") as answer:
             pages = [page for page in await answer.json() if page["type"] == "page"]
         self._socket = await self._session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0)
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             await self._call(f"{domain}.enable", {})
 
     async def _port(self) -> str:
@@ -182,3 +217,5 @@ def _complaints(event: str, told: dict[str, Any]) -> Iterator[str]:
         yield told["entry"]["text"]
     elif event == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
         yield " ".join(str(argument.get("value")) for argument in told["args"])
+    elif event == "Network.responseReceived" and told["response"]["status"] >= BAD_STATUS:
+        yield f"{told['response']['status']} {told['response']['url']}"

@@ -129,6 +129,10 @@ class Slide:
         """um/px of every level, the finest first: (0.25, 1.0) for a 40x scan with one level reduced by 4."""
         return tuple(MicronsPerPx(self.mpp * (x + y) / 2) for x, y in self.facts.downsamples)
 
+    def level_mpp(self, mpp: float) -> MicronsPerPx:
+        """um/px of the level that others are made from: 4.0 for 8 where the levels have 1, 4 and 16."""
+        return self.level_mpps[self._level(mpp)]
+
     def read(self, xy_level0: tuple[int, int], spec: TileSpec) -> Pixels:
         """The tile whose footprint begins at `xy_level0`, resampled to `spec`'s um/px.
 

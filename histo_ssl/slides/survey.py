@@ -22,7 +22,7 @@ from histo_ssl.slides.ledger import Ledger, Survey
 from histo_ssl.slides.overlay import LONG_SIDE_PX, overlay
 from histo_ssl.slides.reader import Pixels, Slide
 from histo_ssl.slides.segments import Limits
-from histo_ssl.slides.stores import Store, store_for
+from histo_ssl.slides.stores import Store, is_remote, store_for
 from histo_ssl.slides.tissue import tissue_mask
 from histo_ssl.units import area_mm2
 
@@ -218,8 +218,13 @@ def _picture(
     *,
     tiling: Tiling,
 ) -> Image.Image:
-    """The overlay; a small slide is read again, finer, so that its tiles can be told apart."""
+    """The overlay; a small slide is read again, finer, so that its tiles can be told apart.
+
+    Of a remote one no other level is fetched for that.
+    """
     if max(thumbnail.shape) < LONG_SIDE_PX:
-        thumbnail = slide.thumbnail(max(slide.size_level0) * slide.mpp / LONG_SIDE_PX)
+        assert tiling.tissue is not None
+        fetched_mpp = slide.level_mpp(tiling.tissue.mpp) if is_remote(slide.path) else 0.0
+        thumbnail = slide.thumbnail(max(fetched_mpp, max(slide.size_level0) * slide.mpp / LONG_SIDE_PX))
     side = tiling.spec.side_level0(slide.mpp)
     return overlay(thumbnail, mask_hw, xy_level0, side_level0=side, size_level0=slide.size_level0)

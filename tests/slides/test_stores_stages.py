@@ -1,5 +1,6 @@
 """Slides behind a server through the stages: the same tiles and embeddings, few bytes beside those needed."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -131,3 +132,31 @@ def test_slides_behind_a_server_tile_and_embed_as_local_ones_by_few_bytes_beside
     assert n_needed < served.n_sent < MOST * n_needed
     assert stores.traffic().n_sent == served.n_sent
     assert len(served.ranges) < len(remote) / 2
+
+
+@pytest.mark.slow
+def test_a_slow_store_shows_as_data_time_and_in_the_log(served: Served, tmp_path: Path, warm: Any) -> None:
+    small = ["method=simclr", "backbone=timm", "backbone.name=test_vit", "method.projector.n_hidden=16"]
+    small += ["method.projector.n_outputs=8", "online=none", "trainer=cpu", "logger=none", "log_every=1"]
+    small += [
+        "training.epochs=1",
+        "training.batch_size=40",
+        "tiling=small",
+        "tiling.size_px=224",
+        "loader.n_workers=0",
+    ]
+    slides = ["data=slides", f"data.root={served.address}/", "task=umap", "n_processes=1"]
+    tiled = warm.run("-m", "histo_ssl", *slides, *small, "stages=[tile]", cwd=tmp_path)
+    assert "tile: stores sent 0." in tiled.stdout, tiled.stdout + tiled.stderr
+    served.forget()
+    served.delay_s = 0.7
+    trained = warm.run(
+        "-m", "histo_ssl", *slides, *small, "stages=[pretrain]", "store.block_kb=64", cwd=tmp_path
+    )
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    (metrics,) = tmp_path.glob("runs/pretrain/*/metrics.jsonl")
+    first, *_ = map(json.loads, metrics.read_text().splitlines())
+    assert first["data_s"] > 2 * served.delay_s  # one slide after the other; 0.6 s without delay
+    assert first["step_s"] > first["data_s"]
+    (said,) = [line for line in trained.stdout.splitlines() if "pretrain: stores sent" in line]
+    assert f"stores sent {served.n_sent / 1e6:.1f} MB in {len(served.asked) - 1} requests" in said

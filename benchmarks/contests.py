@@ -2,11 +2,12 @@
 
 Rounds alternate (A B, B A, A B, ...), so that whatever else the machine does, or however its clock drifts,
 hits all alike; a round gives one ratio, peer / ours, above 1 where ours is faster. What is told is the median
-of the rounds' ratios with the lowest and the highest. Processor time is that of all threads of this process;
-it is quoted where other work on the machine would blur the wall's.
+of the rounds' ratios with the lowest and the highest. Processor time is that of all threads of this process
+and of the processes that ended meanwhile; it is quoted where other work would blur the wall's.
 """
 
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -95,27 +96,69 @@ def settling(device: str) -> Callable[[], None]:
 def compete(contest: Contest) -> list[Ratio]:
     """Time ours and all peers in turn, and say how they compare, a ratio per peer."""
     works = {"": contest.ours, **contest.peers}
+    seconds = in_turn(works, n_rounds=contest.n_rounds, settle=contest.settle)
+    return [ratio_of(contest, peer, ours=seconds[""], theirs=seconds[peer]) for peer in contest.peers]
+
+
+def in_turn(
+    works: Mapping[str, Work], *, n_rounds: int, settle: Callable[[], None]
+) -> dict[str, list[Seconds]]:
+    """Seconds of every work in every round that counts."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in works}
-    for i in range(contest.n_rounds + 1):
+    for i in range(n_rounds + 1):
         order = list(works) if i % 2 else list(reversed(works))
         for name in order:
-            taken = timed(works[name], i, settle=contest.settle)
+            taken = timed(works[name], i, settle=settle)
             if i:  # the first round warms up
                 seconds[name].append(taken)
-    return [_ratio(contest, peer, ours=seconds[""], theirs=seconds[peer]) for peer in contest.peers]
+    return seconds
 
 
 def timed(work: Work, i: int, *, settle: Callable[[], None]) -> Seconds:
     """Processor and wall seconds of one round."""
     gc.collect()
     settle()
-    processor, wall = time.process_time(), time.perf_counter()
+    processor, wall = processor_s(), time.perf_counter()
     work(i)
     settle()
-    return time.process_time() - processor, time.perf_counter() - wall
+    return processor_s() - processor, time.perf_counter() - wall
 
 
-def _ratio(contest: Contest, peer: str, *, ours: Sequence[Seconds], theirs: Sequence[Seconds]) -> Ratio:
+def processor_s() -> float:
+    """Seconds of processor time of this process so far, and of its children that have ended."""
+    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def within(
+    seconds: Sequence[Seconds],
+    *,
+    part: str,
+    case: str,
+    limit_ms: float,
+    limit: str,
+    item: str,
+    clock: Clock,
+    n_items: int = 1,
+) -> Ratio:
+    """How far rounds of ours stay below a time that is not to be passed, which stands where a peer would."""
+    allowed = limit_ms * n_items / 1e3
+    contest = Contest(
+        part=part,
+        case=case,
+        n_items=n_items,
+        item=item,
+        ours=lambda i: None,  # noqa: ARG005
+        peers={},
+        targets={limit: 1.0},
+        n_rounds=len(seconds),
+        clock=clock,
+    )
+    return ratio_of(contest, limit, ours=seconds, theirs=[(allowed, allowed)] * len(seconds))
+
+
+def ratio_of(contest: Contest, peer: str, *, ours: Sequence[Seconds], theirs: Sequence[Seconds]) -> Ratio:
+    """Ours against a peer of a contest by the seconds of their rounds."""
     processor, wall = ([b[i] / a[i] for a, b in zip(ours, theirs, strict=True)] for i in range(2))
     quoted = 0 if contest.clock == "processor" else 1
     ratios = (processor, wall)[quoted]

@@ -52,7 +52,7 @@ def _contest(contests: ModuleType, now: dict[str, float], order: list[str], **ch
 @pytest.fixture
 def clock(contests: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     now = {"now": 0.0}
-    monkeypatch.setattr(contests.time, "process_time", lambda: now["now"])
+    monkeypatch.setattr(contests, "processor_s", lambda: now["now"])
     monkeypatch.setattr(contests.time, "perf_counter", lambda: 2 * now["now"])
     return now
 
@@ -79,6 +79,22 @@ def test_rounds_begin_with_ours_and_with_theirs_in_turn(
     order: list[str] = []
     contests.compete(_contest(contests, clock, order))
     assert order == ["theirs", "ours", "ours", "theirs"] * 2
+
+
+def test_a_time_that_must_not_be_passed_stands_where_a_peer_would(contests: ModuleType) -> None:
+    rounds = [(1.0, 2.0), (2.0, 4.0), (3.0, 5.0)]
+    row = contests.within(
+        rounds, part="start", case="help", limit_ms=8e3, limit="8 s", item="start", clock="wall"
+    )
+    assert (row.low, row.ratio, row.high, row.is_met) == (1.6, 2.0, 4.0, True)
+    assert (row.ours_ms, row.peer_ms) == (4e3, 8e3)
+
+
+def test_processor_time_counts_children_that_ended(contests: ModuleType) -> None:
+    before = contests.processor_s()
+    burn = "import time\nwhile time.process_time() < 0.2: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    assert contests.processor_s() - before >= 0.2
 
 
 REFERENCE = {"tolerance": 0.2, "ratios": {"reading: grid / theirs": 2.0, "step: DINO / theirs": 3.0}}

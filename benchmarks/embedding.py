@@ -1,0 +1,130 @@
+"""Part `embedding`: from a slide's pixels to a file of features, against the bare forward pass.
+
+Tiles of the drawn 40x scan at 0.5 um/px, 256 px, ViT-S/16 with random weights. Ours reads, decodes and
+resamples them with the workers of the configuration, embeds them and writes their file; the peer is the same
+backbone on as many normalised tiles that lie in memory, in the same batches and precision. A ratio of 0.95
+means that everything but the forward pass costs 5 % of it.
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+import torch
+from contests import CannotRunError, Contest, Ratio, Work, compete, settling
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from reading import MPP, TILE_PX, drawn, write_scan
+
+from histo_ssl.config.choices import conf_dir
+from histo_ssl.data.base import TileSource
+from histo_ssl.data.loading import Loading
+from histo_ssl.data.sources import open_source
+from histo_ssl.embed import Embedding, embed_tiles
+from histo_ssl.encode import Card, Encoder
+from histo_ssl.slides.grid import Tiling
+
+BATCH = {"cpu": 16, "cuda": 256}
+N_ROUNDS = 3
+SLIDES = {"cpu": (2048, 6), "cuda": (8192, 8)}  # side in px, number
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def measure(device: str) -> list[Ratio]:
+    """One ratio, of the wall's time: reading and computing overlap."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CannotRunError("there is no GPU that torch can use")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = tiles_of(folder, side_px=SLIDES[device][0], n_slides=SLIDES[device][1])
+        encoder = random_encoder().on(torch.device(device))
+        contest = Contest(
+            part="embedding",
+            case=f"ViT-S/16, {len(source)} tiles of 40x slides",
+            n_items=len(source),
+            item="tile",
+            ours=by_us(encoder, source, folder=folder, device=device),
+            peers={"bare forward pass": by_forward(encoder, n_tiles=len(source), device=device)},
+            targets={"bare forward pass": 0.95},
+            n_rounds=N_ROUNDS,
+            clock="wall",
+            settle=settling(device),
+        )
+        return compete(contest)
+
+
+def composed(*overrides: str) -> Any:
+    """The configuration of a run."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose("config", overrides=["method=dino", "backbone=vit_s", *overrides])
+
+
+def tiles_of(folder: Path, *, side_px: int, n_slides: int) -> TileSource:
+    """Tiles of copies of the drawn slide, cut as by `tiling=study` at 0.5 um/px."""
+    import numpy as np
+
+    scan = drawn()
+    repeats = side_px // len(scan)
+    slides = folder / "slides"
+    slides.mkdir()
+    for i in range(n_slides):
+        write_scan(slides / f"s{i}.tif", np.tile(np.roll(scan, 100 * i, axis=0), (repeats, repeats, 1)))
+    names = pd.DataFrame({"slide_id": [f"s{i}" for i in range(n_slides)]})
+    names["path"] = [str(slides / f"{name}.tif") for name in names["slide_id"]]
+    names.to_csv(folder / "manifest.csv", index=False)
+    cfg = composed("data=slides", "tiling=study")
+    tiling: Tiling = instantiate(cfg.tiling, size_px=TILE_PX, stride_px=TILE_PX, mpp=2 * MPP)
+    data = instantiate(
+        OmegaConf.to_container(cfg.data, resolve=True), manifest=str(folder / "manifest.csv"), root=None
+    )
+    data.tile(tiling, folder=folder / "tiles", home=folder, n_processes=0, slide_timeout_s=600)
+    return open_source(folder / "tiles")
+
+
+def random_encoder() -> Encoder:
+    """ViT-S/16 as born."""
+    architecture = {"_target_": "histo_ssl.backbones.timm.timm_backbone", "name": "vit_small_patch16_224"}
+    backbone = instantiate(architecture, drop_path=0.0).eval()
+    card = Card(
+        architecture={**architecture, "drop_path": 0.0},
+        dim=384,
+        mean=MEAN,
+        std=STD,
+        tile_px=TILE_PX,
+        mpp=2 * MPP,
+        method="random",
+        fingerprint="0" * 8,
+    )
+    return Encoder(backbone, card)
+
+
+def by_us(encoder: Encoder, source: TileSource, *, folder: Path, device: str) -> Work:
+    """Files of features of all slides, in a new folder each time."""
+    cfg = composed()
+    loading = Loading(**{**OmegaConf.to_container(cfg.loader), "n_workers": 16 if device == "cuda" else 2})
+    how = Embedding(batch_size=BATCH[device], loading=loading, dtype="float32", any_mpp=False, max_failed=0.0)
+    numbers = itertools.count()
+
+    def work(i: int) -> None:  # noqa: ARG001
+        to = folder / f"embeddings-{next(numbers)}"
+        to.mkdir()
+        embed_tiles(encoder, source, folder=to, how=how)
+
+    return work
+
+
+def by_forward(encoder: Encoder, *, n_tiles: int, device: str) -> Work:
+    """The encoder's own forward pass alone, in the same number of batches."""
+    tiles = torch.randint(0, 256, (min(n_tiles, BATCH[device]), 3, TILE_PX, TILE_PX), dtype=torch.uint8)
+    fed = encoder.fed(tiles.to(device))
+
+    @torch.inference_mode()
+    def work(i: int) -> None:  # noqa: ARG001
+        for start in range(0, n_tiles, BATCH[device]):
+            encoder.backbone(fed[: min(BATCH[device], n_tiles - start)])
+
+    return work

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from histo_ssl.data.rows import RowList
 from histo_ssl.executors.base import Executor
 from histo_ssl.slides.fetching import filesystem
 from histo_ssl.slides.grid import Tiling
@@ -51,7 +52,7 @@ class TileSource(Protocol):
     def coords(self) -> NDArray[np.int64]:
         """(N, 2) left and top edges of all tiles in level-0 px; zeros for images."""
 
-    def training_rows(self) -> NDArray[np.int64]:
+    def training_rows(self) -> RowList:
         """Numbers of the tiles that pretraining may see: all but those of a validation or test split."""
 
     def parts(self) -> list[Part]:

@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading, TileLoader
 from histo_ssl.data.reading import Batch, ReplacedTiles, Wanted
+from histo_ssl.data.rows import N_SHUFFLED_WHOLE, RowList, shuffled_rows
 from histo_ssl.views.compose import Views
 
 
@@ -30,7 +31,7 @@ class StepSampler(Sampler[list[Wanted]]):
     dropped. Rank r reads the r-th of `n_ranks` equal slices of each batch.
     """
 
-    rows: NDArray[np.int64]
+    rows: RowList
     batch_size: int  # tiles per batch over all ranks
     steps_per_epoch: int
     n_steps: int
@@ -43,15 +44,20 @@ class StepSampler(Sampler[list[Wanted]]):
         return self.n_steps
 
     def __iter__(self) -> Iterator[list[Wanted]]:
-        shuffled = lru_cache(maxsize=1)(self._shuffled)
+        whole = lru_cache(maxsize=1)(self._shuffled)
         share = self.batch_size // self.n_ranks
         for step in range(self.first_step, self.n_steps):
             epoch, place = divmod(step, self.steps_per_epoch)
-            start = place * self.batch_size + self.rank * share
-            yield [(int(row), epoch) for row in shuffled(epoch)[start : start + share]]
+            places = place * self.batch_size + self.rank * share + np.arange(share)
+            if len(self.rows) <= N_SHUFFLED_WHOLE:
+                rows = whole(epoch)[places]
+            else:
+                rows = shuffled_rows(self.rows, places, seed=self.seed, epoch=epoch)
+            yield [(int(row), epoch) for row in rows]
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        every = self.rows[np.arange(len(self.rows))]
+        return np.random.default_rng([self.seed, epoch]).permutation(every)
 
 
 class StreamLoader(TileLoader):
@@ -72,7 +78,7 @@ class TileDataModule(LightningDataModule):
         self,
         *,
         source: TileSource,
-        rows: NDArray[np.int64],
+        rows: RowList,
         views: Views,
         batch_size: int,
         epochs: int,
@@ -84,7 +90,7 @@ class TileDataModule(LightningDataModule):
 
         Args:
             source: reads tiles.
-            rows: numbers of the tiles to train on, (N,).
+            rows: numbers of the tiles to train on.
             views: makes views of a batch of tiles.
             batch_size: tiles per optimiser step, over all ranks and accumulated batches.
             epochs: passes over the tiles.

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from histo_ssl.data.base import Distant, TileSource
 from histo_ssl.data.loading import Loading, TileLoader
+from histo_ssl.data.rows import RowList
 
 Batch = dict[str, Any]
 Wanted = tuple[int, int]  # number of a tile in its source, epoch it is wanted for
@@ -50,7 +51,7 @@ class ReplacedTiles(Dataset[Any]):
     """For training: a tile that can't be read is replaced by another one, and named."""
 
     source: TileSource
-    rows: NDArray[np.int64]  # numbers of the tiles that may take its place
+    rows: RowList  # numbers of the tiles that may take its place
     seed: int
 
     def __getitems__(self, wanted: list[Wanted]) -> Batch:
@@ -77,7 +78,7 @@ class ReplacedTiles(Dataset[Any]):
     def replacements(self, row: int) -> list[int]:
         """The tiles to try in place of a tile, in order: a pure function of its number and the seed."""
         draws = np.random.default_rng([self.seed, row, REPLACING])
-        return [int(other) for other in draws.choice(self.rows, size=N_REPLACEMENTS)]
+        return [int(other) for other in self.rows[draws.integers(len(self.rows), size=N_REPLACEMENTS)]]
 
 
 def _fetch(source: TileSource, wanted: Sequence[Wanted]) -> None:

@@ -14,7 +14,8 @@ N_TILES = 6  # rows of the sheet
 
 def write_sheet(data: TileDataModule, path: Path) -> None:
     """A picture of the views that training will see: a row per tile, the tile first."""
-    batch = data.batch(data.rows[:: max(1, len(data.rows) // N_TILES)][:N_TILES])
+    places = np.arange(0, len(data.rows), max(1, len(data.rows) // N_TILES))[:N_TILES]
+    batch = data.batch(data.rows[places])
     tiles_B3SS = batch["tiles"].permute(0, 3, 1, 2)
     sheet = contact_sheet(data.views, tiles_B3SS, ids=batch["ids"], epoch=0, seed=data.seed)
     write_image(path, Image.fromarray(np.asarray(sheet)))

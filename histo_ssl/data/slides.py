@@ -1,5 +1,6 @@
 """Tiles that are cut from slides, straight from the slide file."""
 
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from histo_ssl.data.annotations import UNLABELLED, raster_sizes, read_classes, read_raster, tile_classes
 from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
 from histo_ssl.data.manifest import slide_list, slide_listing, stated_mpp
+from histo_ssl.data.rows import Runs
 from histo_ssl.executors.base import Executor, Processes
 from histo_ssl.folders.artifacts import write_bytes, write_json
 from histo_ssl.slides.grid import TileSpec, Tiling
@@ -21,11 +23,13 @@ from histo_ssl.slides.ledger import forget
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.segments import Limits
 from histo_ssl.slides.stamps import stamp_in
-from histo_ssl.slides.stores import is_remote
+from histo_ssl.slides.stores import Store, is_remote, store_for
 from histo_ssl.slides.survey import Recipe, survey_slides
 from histo_ssl.units import MicronsPerPx, TilePx
 
 LABELS = "labels.npy"
+OF_SLIDES = ("path", "mpp", "n_bytes", "modified_ns", "digest")  # what must be known of a slide to read it
+MAX_SLIDES = 4096  # whose facts a process keeps, about 1 kB each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +132,18 @@ class Scan:
 
 
 class SlideTiles:
-    """The tiles that `SlideData.tile` listed."""
+    """The tiles that `SlideData.tile` listed; pickled as the folder's name, and opened anew from it."""
 
-    def __init__(self, folder: Path, *, tile_px: int, mpp: float, stride_px: int, classes: list[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tile_px: int,
+        mpp: float,
+        stride_px: int,
+        classes: list[str],
+        store: Store | None = None,
+    ) -> None:
         self.tile_px = tile_px
         self.mpp: float | None = mpp
         self.index = TileIndex(folder)
@@ -139,47 +152,67 @@ class SlideTiles:
         )
         self._classes = np.array([*classes, ""])  # UNLABELLED is the last
         self._labels = np.load(folder / LABELS, mmap_mode="r", allow_pickle=False) if classes else None
-        slides = self.index.slides
-        self._slides = [
-            Slide(row["path"], mpp=row["mpp"], known=stamp_in(row)) for row in slides.to_dict("records")
-        ]
-        self._has_remote = any(map(is_remote, slides["path"]))
+        self._store = store or store_for(
+            self.index.slides["path"]
+        )  # of another process, whose blocks are used
+        known = [name for name in OF_SLIDES if name in self.index.slides]  # lists of old have no stamps
+        self._known = {name: self.index.slides[name].to_numpy() for name in known}
+        self._slide = functools.lru_cache(MAX_SLIDES)(self._opened)
+
+    def __reduce__(self) -> Any:
+        classes: Any = self._classes[:-1].tolist()
+        facts = {
+            "tile_px": self.tile_px,
+            "mpp": self.mpp,
+            "stride_px": self.spec.stride_px,
+            "classes": classes,
+            "store": self._store,
+        }
+        return functools.partial(SlideTiles, **facts), (self.index.folder,)
+
+    def _opened(self, i: int) -> Slide:
+        row = {name: values[i] for name, values in self._known.items()}
+        plain = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()
+        }
+        store = self._store if is_remote(plain["path"]) else None
+        return Slide(plain["path"], mpp=plain["mpp"], known=stamp_in(plain), store=store)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, i: int) -> NDArray[np.uint8]:
         """Tile i as (tile_px, tile_px, 3) RGB."""
-        tile = self.index.tiles[i]
-        slide: Slide = self._slides[tile["slide"]]
-        return slide.read((int(tile["x"]), int(tile["y"])), self.spec)
+        number, x, y = self.index.tile(i)
+        return self._slide(number).read((x, y), self.spec)
 
     def fetch(self, rows: Sequence[int]) -> None:
         """Fetch together what tiles of remote slides are stored in."""
-        tiles = self.index.tiles[np.asarray(rows, np.int64)]
-        for number in np.unique(tiles["slide"]) if self._has_remote else ():
-            own = tiles[tiles["slide"] == number]
-            self._slides[number].fetch(
-                list(zip(own["x"].tolist(), own["y"].tolist(), strict=True)), self.spec
-            )
+        by_slide: dict[int, list[tuple[int, int]]] = {}
+        for row in rows if self._store else ():
+            number, x, y = self.index.tile(int(row))
+            by_slide.setdefault(number, []).append((x, y))
+        for number, places in sorted(by_slide.items()):
+            self._slide(number).fetch(places, self.spec)
 
     def around(self, i: int, *, side_px: int) -> NDArray[np.uint8]:
         """The square (side_px, side_px, 3) around tile i at the tiles' um/px, white off the scan."""
-        tile = self.index.tiles[i]
-        slide: Slide = self._slides[tile["slide"]]
+        number, x, y = self.index.tile(i)
+        slide = self._slide(number)
         wide = replace(self.spec, size_px=TilePx(side_px))
         before = (wide.side_level0(slide.mpp) - self.spec.side_level0(slide.mpp)) // 2
-        return slide.read((int(tile["x"]) - before, int(tile["y"]) - before), wide)
+        return slide.read((x - before, y - before), wide)
 
     def coords(self) -> NDArray[np.int64]:
         """(N, 2) left and top edges of all tiles, level-0 px."""
         tiles = self.index.tiles
         return np.stack([tiles["x"], tiles["y"]], axis=1).astype(np.int64)
 
-    def training_rows(self) -> NDArray[np.int64]:
+    def training_rows(self) -> Runs:
         """Numbers of the tiles of slides outside validation and test splits."""
-        is_held_out = self.index.slides["split"].isin(HELD_OUT).to_numpy()
-        return np.flatnonzero(~is_held_out[self.index.tiles["slide"]])
+        is_held_out = self.index.slides["split"].isin(HELD_OUT)
+        bounds = zip(self.index.offsets, self.index.offsets[1:], is_held_out, strict=False)
+        return Runs((start, stop) for start, stop, is_out in bounds if not is_out)
 
     def parts(self) -> list[Part]:
         """One part per slide that has tiles."""
@@ -204,7 +237,7 @@ class SlideTiles:
         """The slide of that name."""
         (i,) = np.flatnonzero(self.index.slides["slide_id"] == slide_id)
         mpp = MicronsPerPx(self.index.slides["mpp"].iloc[i])
-        return Scan(slide=self._slides[i], side_level0=self.spec.side_level0(mpp))
+        return Scan(slide=self._slide(int(i)), side_level0=self.spec.side_level0(mpp))
 
     def slides(self) -> pd.DataFrame:
         """One row per slide of the list, as text, and its number of tiles."""

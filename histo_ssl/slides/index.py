@@ -4,6 +4,8 @@
 `status.csv` holds one row per slide, in the same order.
 """
 
+import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ class TileIndex:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.slides = read_status(folder)
-        self.tiles: NDArray[Any] = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
+        self.tiles: np.memmap[Any, Any] = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
+        self._file = os.open(folder / INDEX, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         # Tiles of slide i are offsets[i] to offsets[i + 1].
         self.offsets = np.concatenate([[0], self.slides["n_tiles"].cumsum()]).astype(np.int64)
         if self.offsets[-1] != len(self.tiles):
@@ -51,6 +55,17 @@ class TileIndex:
     def __len__(self) -> int:
         """Number of tiles on all slides."""
         return len(self.tiles)
+
+    def tile(self, i: int) -> tuple[int, int, int]:
+        """Number of the slide, left and top edge of tile i, level-0 px.
+
+        Read from the file, so that who draws tiles at random has not soon all of the table among its pages.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.folder / INDEX}: tile {i} of {len(self)}")
+        content = os.pread(self._file, TILE.itemsize, self.tiles.offset + i * TILE.itemsize)
+        slide, x, y = np.frombuffer(content, TILE)[0].tolist()
+        return slide, x, y
 
     def of_slide(self, i: int) -> NDArray[np.int32]:
         """(N, 2) left and top edges of the tiles of slide i, level-0 px."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from histo_ssl.data.base import TileSource
+from histo_ssl.data.base import Part, TileSource
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.parallel.distributed import gather_objects
 
@@ -114,8 +114,8 @@ class SkippedSteps(Callback):
 
 def named_tiles(source: TileSource, ids: list[int]) -> str:
     """Tiles by number and slide, such as "tile 5 (slide a), tile 9 (slide b) and 30 more"."""
-    slides = source.table()["slide"]
-    words = [f"tile {row} ({slides.iloc[row]})" for row in ids[:N_NAMED]]
+    rows = {row: source.table(Part(name="", start=row, stop=row + 1)) for row in ids[:N_NAMED]}
+    words = [f"tile {row} ({tile['slide'].item()})" for row, tile in rows.items()]
     rest = f" and {len(ids) - N_NAMED} more" if len(ids) > N_NAMED else ""
     return ", ".join(words) + rest
 

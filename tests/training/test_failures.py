@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,7 +44,7 @@ def test_unreadable_tiles_are_replaced_counted_once_and_logged_once(
     image_source: Source, fit_tiny: Fit, tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torn = tiny.Odd(image_source(16), {3: tiny.tear, 9: tiny.tear})
-    others = [ReplacedTiles(torn, range(16), 0).replacements(row)[0] for row in (3, 9)]
+    others = [ReplacedTiles(torn, np.arange(16), 0).replacements(row)[0] for row in (3, 9)]
     assert not {3, 9} & set(others)
     diary = tiny.Diary()
     fit_tiny(tmp_path, source=torn, callbacks=[diary], limits=PATIENT, epochs=3)

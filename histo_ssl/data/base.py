@@ -1,5 +1,6 @@
 """What the rest of the house knows of data: sets that can be cut into tiles, sources that read them."""
 
+import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from histo_ssl.data.rows import RowList
 from histo_ssl.executors.base import Executor
-from histo_ssl.slides.fetching import filesystem
+from histo_ssl.slides.fetching import filesystem, in_words
 from histo_ssl.slides.grid import Tiling
 from histo_ssl.slides.stores import is_remote
 
@@ -167,10 +168,9 @@ def read_table(path: str, *, known: Collection[str]) -> pd.DataFrame:
         ValueError: it is no CSV, or in a store of which the library is not installed; or a column's name is
             one that is known but for capitals or other signs, and what is in it would not count.
     """
-    if is_remote(path):
-        filesystem(path)  # says what is missing
+    source = _from_store(path) if is_remote(path) else path
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        table = pd.read_csv(source, dtype=str, keep_default_na=False, skipinitialspace=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no such CSV") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, UnicodeError) as error:
@@ -184,6 +184,12 @@ def read_table(path: str, *, known: Collection[str]) -> pd.DataFrame:
         if name != right:
             raise ValueError(f"{path}: the column {name!r} would not count; did you mean {right}? rename it")
     return table
+
+
+def _from_store(url: str) -> io.BytesIO:
+    files, place = filesystem(url)
+    with in_words(url):
+        return io.BytesIO(files.cat_file(place))
 
 
 def _bare(name: str) -> str:

@@ -1,5 +1,6 @@
 """The list of slides: from a folder, a glob, or a CSV, checked before the first slide is opened."""
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import pandas as pd
 
 from histo_ssl.data.base import N_NAMED, STATUS, named_splits, read_table, refuse_shared_patients
 from histo_ssl.folders.redaction import redact, refuse_credentials
-from histo_ssl.slides.fetching import filesystem
+from histo_ssl.slides.fetching import filesystem, in_words
 from histo_ssl.slides.stores import is_remote
 from histo_ssl.slides.survey import FOUND
 
@@ -111,8 +112,11 @@ def slide_listing(slides: pd.DataFrame, *, mpps: Sequence[float | None]) -> dict
 
 def _from_folder(root: str) -> pd.DataFrame:
     files, start = filesystem(root)
-    is_glob = any(character in root for character in "*?[") and not files.exists(start)
-    found = files.glob(start) if is_glob else files.find(start)
+    with in_words(root) if is_remote(root) else contextlib.nullcontext():
+        is_glob = any(character in root for character in "*?[") and not files.exists(start)
+        if is_remote(root) and not is_glob:
+            files.ls(start)  # fails where the store does; a search would come back empty
+        found = files.glob(start) if is_glob else files.find(start)
     slides = [path for path in map(str, found) if path.lower().endswith(SUFFIXES)]
     if not slides:
         raise FileNotFoundError(

@@ -3,11 +3,14 @@
 Whatever goes wrong is told in a sentence without addresses' queries, in which signatures stand.
 """
 
+import contextlib
+import logging
+import math
 import random
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -35,6 +38,7 @@ FOREIGN = {
     "gcsfs.retry": "HttpError",
     "google.auth.exceptions": "GoogleAuthError",
 }
+TALKATIVE = ("botocore", "aiobotocore", "gcsfs", "google")  # say in the log where they found credentials
 MODIFIED = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created")
 VERSION = ("ETag", "etag", "md5Hash", "content_md5", "generation", "VersionId")
 QUERY = re.compile(r"\?[^\s'\")]+")
@@ -128,7 +132,7 @@ class RemoteObject:
                 if i + 1 == n_tries or not _may_pass(error):
                     if _may_pass(error):
                         _silent.add(self.host)
-                    raise OSError(self._told(error, n_tries=i + 1)) from error
+                    raise OSError(_told(error, timeout_s=self.timeout_s, n_tries=i + 1)) from error
             else:
                 _silent.discard(self.host)
                 return answer
@@ -142,14 +146,16 @@ class RemoteObject:
             return sync(self.files.loop, call, *arguments, timeout=self.timeout_s, **more)
         return getattr(self.files, name)(*arguments, **more)
 
-    def _told(self, error: Exception, *, n_tries: int) -> str:
-        times = f", {n_tries} times in a row" if n_tries > 1 else ""
-        if isinstance(error, TimeoutError):
-            return f"the store did not answer within store.timeout_s={self.timeout_s:g}{times}"
-        if isinstance(error, ClientResponseError):
-            return f"the store answered {error.status} {error.message}{times}"
-        said = QUERY.sub("", redact(" ".join(str(error).split()))) or type(error).__name__
-        return f"the store failed{times}: {said}"
+
+@contextlib.contextmanager
+def in_words(url: str) -> Iterator[None]:
+    """Whatever a store raises, said as one sentence that begins with an address."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{redact(url)}: the store has no such file or folder") from error
+    except _failures() as error:
+        raise OSError(f"{redact(url)}: {_told(error)}") from error
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -158,6 +164,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises:
         ValueError: its library is not installed, or there is none for such addresses.
     """
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         files, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -201,8 +209,21 @@ def _ns(modified: Any) -> int:
     return round(modified.timestamp() * 1e6) * 1000 if isinstance(modified, datetime) else 0
 
 
+def _told(error: Exception, *, timeout_s: float = math.inf, n_tries: int = 1) -> str:
+    times = f", {n_tries} times in a row" if n_tries > 1 else ""
+    if isinstance(error, TimeoutError):
+        within = f" within store.timeout_s={timeout_s:g}" if math.isfinite(timeout_s) else ""
+        return f"the store did not answer{within}{times}"
+    if isinstance(error, ClientResponseError):
+        return f"the store answered {error.status} {error.message}{times}"
+    said = QUERY.sub("", redact(" ".join(str(error).split()))) or type(error).__name__
+    return f"the store failed{times}: {said}"
+
+
 def _may_pass(error: Exception) -> bool:
     """Whether the same request may succeed a little later."""
+    if "Credential" in type(error).__name__:
+        return False
     status = getattr(error, "status", None) or getattr(error, "code", None)
     return not isinstance(status, int) or status >= 500 or status in PASSING
 

@@ -289,3 +289,20 @@ def test_a_temporary_folder_of_blocks_ends_with_the_process_that_made_it(tmp_pat
     assert folder.startswith(str(tmp_path / "histo_ssl-"))
     assert was_there == "True"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_on_a_server_lists_what_lies_beside_it(served: Served) -> None:
+    (served.folder / "m.csv").write_text("slide_id,path\none,deep/a.svs\n")
+    slides = slide_list(root=None, manifest=f"{served.address}/m.csv")
+    assert slides["path"].tolist() == [f"{served.address}/deep/a.svs"]
+
+
+@pytest.mark.parametrize(("key", "name"), [("root", "slides/"), ("manifest", "m.csv")])
+def test_lists_that_can_not_be_had_are_told_of_by_their_address(served: Served, key: str, name: str) -> None:
+    for address, words in (
+        (served.address, "no such file or folder"),
+        ("http://127.0.0.1:9", "the store failed: "),
+    ):
+        url = f"{address}/{name}"
+        with pytest.raises(OSError, match=f"^{url}: .*{words}"):
+            slide_list(**{"root": None, "manifest": None, key: url})

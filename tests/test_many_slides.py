@@ -1,38 +1,25 @@
 """Many slides: workers of a cluster write what one process writes, each slide once, whoever is lost."""
 
-import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-import torch
 from distributed import Client, LocalCluster
-from hydra.utils import instantiate
 
-from histo_ssl.backbones.timm import timm_backbone
+from histo_ssl import stages
 from histo_ssl.config.plan import Plan
-from histo_ssl.data.loading import Loading
-from histo_ssl.data.slides import SlideData
-from histo_ssl.data.sources import open_source
-from histo_ssl.embed import Embedding, Spread, embed_tiles
-from histo_ssl.encode import Card, Encoder
-from histo_ssl.executors.base import Executor, Processes
-from histo_ssl.executors.cluster import Cluster
-from histo_ssl.folders.artifacts import TEMPORARY
-from histo_ssl.slides.grid import Tiling
-from histo_ssl.slides.index import INDEX, read_status
-from histo_ssl.slides.ledger import SURVEYS
+from histo_ssl.config.preflight import prepared
+from histo_ssl.folders.artifacts import TEMPORARY, counts
+from histo_ssl.slides.index import INDEX, STATUS, read_status
 
-N_SLIDES = 12
-CPU = partial(torch.device, "cpu")
-LIMITS = Processes(n=0, timeout_s=120, memory_gb=math.inf)
+N_SLIDES = 8
+OF_THE_RUN = {"config.json", "provenance.json", "done.json"}  # hold the folder's place, times and sizes
+Run = Callable[..., Plan]
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +30,8 @@ def local() -> Iterator[LocalCluster]:
 
 
 @pytest.fixture(scope="module")
-def workers(local: LocalCluster) -> Cluster:
-    return Cluster(address=local.scheduler_address, retries=0, wait_s=60, embed_timeout_s=120)
-
-
-@pytest.fixture(scope="module")
-def tiling(compose: Callable[..., Plan]) -> Tiling:
-    made: Tiling = instantiate(compose("tiling=small").group("tiling"))
-    return made
-
-
-@pytest.fixture(scope="module")
-def data(compose: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory) -> SlideData:
-    """Twelve slides of 1024 px at 0.5 um/px, a block of tissue on each, and one file that is none."""
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight slides of 1024 px at 0.5 um/px, a block of tissue on each, and one file that is none."""
     folder = tmp_path_factory.mktemp("slides")
     for i in range(N_SLIDES):
         random = np.random.default_rng(i)
@@ -66,59 +42,69 @@ def data(compose: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory)
         options |= {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
         tifffile.imwrite(folder / f"{i:02}.tif", pixels, **options)
     (folder / "text.svs").write_text("no slide")
-    made: SlideData = instantiate(compose("data=slides", f"data.root={folder}").group("data"))
-    return made
-
-
-def _tile(data: SlideData, tiling: Tiling, folder: Path, executor: Executor | None = None) -> Path:
-    folder.mkdir()
-    counts = data.tile(
-        tiling, folder=folder, home=folder, n_processes=0, slide_timeout_s=60, executor=executor
-    )
-    assert counts == {"slides": N_SLIDES + 1, "failed": 1, "tiles": N_SLIDES * 36}
     return folder
 
 
 @pytest.fixture(scope="module")
-def alone(data: SlideData, tiling: Tiling, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiles by one process."""
-    return _tile(data, tiling, tmp_path_factory.mktemp("alone") / "tiles")
+def planned(compose: Callable[..., Plan], slides: Path) -> Run:
+    """A function that plans some stages of a run on these slides, with an encoder that is not trained."""
+
+    def plan(runs: Path, *overrides: str) -> Plan:
+        chosen = ["method=random", "backbone=timm", "backbone.name=test_vit", "data=slides", "tiling=small"]
+        small = ["trainer=cpu", "logger=none", "loader.n_workers=1", "n_processes=0", "data.max_failed=0.2"]
+        composed = compose(*chosen, *small, f"data.root={slides}", f"runs_dir={runs}", *overrides)
+        return prepared(composed, known=stages.STAGES)
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def alone(planned: Run, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """The run by one process."""
+    plan = planned(tmp_path_factory.mktemp("alone"), "stages=[tile,pretrain,embed]")
+    stages.run(plan)
+    return plan
+
+
+@pytest.fixture(scope="module")
+def shared(planned: Run, local: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A function that plans the same by the workers of the cluster."""
+    runs = tmp_path_factory.mktemp("shared")
+    where = ["executor=dask", f"executor.address={local.scheduler_address}"]
+    return lambda names: planned(runs, *where, f"stages=[{names}]")
 
 
 class Writes(threading.Thread):
-    """Notes every file of a kind that appears in a folder; kills a worker once there are some."""
+    """Notes all files of a kind, as often as they are written; kills a worker once there are some."""
 
-    def __init__(self, folder: Path, pattern: str, victim: int, *, after: int) -> None:
+    def __init__(self, folder: Path, pattern: str, victim: int) -> None:
         super().__init__(daemon=True)
-        self.folder, self.pattern, self.victim, self.after = folder, pattern, victim, after
+        self.folder, self.pattern, self.victim = folder, pattern, victim
         self.seen: set[tuple[str, int, int]] = set()
         self.n_when_killed = 0
         self.is_over = threading.Event()
 
     def run(self) -> None:
         while not self.is_over.wait(0.001):
-            for entry in self.folder.glob(self.pattern):
-                if entry.name.startswith(TEMPORARY):
+            for path in self.folder.glob(self.pattern):
+                if path.name.startswith(TEMPORARY) or not path.exists():
                     continue
-                try:
-                    facts = entry.stat()
-                except FileNotFoundError:
-                    continue
-                self.seen.add((entry.name, facts.st_ino, facts.st_mtime_ns))
-            if not self.n_when_killed and len(self.seen) >= self.after:
-                self.n_when_killed = len(self.seen)
+                facts = path.stat()
+                self.seen.add((f"{path.parent.name}/{path.name}", facts.st_ino, facts.st_mtime_ns))
+            if not self.n_when_killed and len(self.seen) >= 3:
                 os.kill(self.victim, signal.SIGKILL)
+                self.n_when_killed = len(self.seen)
 
 
-def _watched(work: Callable[[], Any], local: LocalCluster, folder: Path, pattern: str) -> list[str]:
-    """Names of the files that some work wrote, as often as it did; a worker is killed in the middle."""
+def _written(plan: Plan, local: LocalCluster, pattern: str) -> list[str]:
+    """Files that a run wrote, as often as it did, while a worker was killed in the middle."""
     with Client(local.scheduler_address, set_as_default=False) as client:
         client.wait_for_workers(2)
         victim = min(client.run(os.getpid).values())
-    watch = Writes(folder, pattern, victim, after=3)
+    watch = Writes(plan.runs_dir, pattern, victim)
     watch.start()
     try:
-        work()
+        stages.run(plan)
     finally:
         watch.is_over.set()
         watch.join()
@@ -128,66 +114,37 @@ def _watched(work: Callable[[], Any], local: LocalCluster, folder: Path, pattern
     return sorted(name for name, _, _ in watch.seen)
 
 
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in OF_THE_RUN]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 @pytest.mark.slow
 def test_tiles_are_those_of_one_process_and_no_slide_is_done_twice_when_a_worker_is_killed(
-    local: LocalCluster, workers: Cluster, data: SlideData, tiling: Tiling, alone: Path, tmp_path: Path
+    local: LocalCluster, alone: Plan, shared: Run
 ) -> None:
-    folder = tmp_path / "tiles"
-    names = _watched(lambda: _tile(data, tiling, folder, workers), local, folder, f"{SURVEYS}/*.npz")
-    assert names == [f"{i:02}.npz" for i in range(N_SLIDES)]
-    files = sorted(path.relative_to(alone) for path in alone.rglob("*") if path.is_file())
-    assert sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()) == files
-    assert Path(INDEX) in files
-    assert len([path for path in files if path.suffix == ".png"]) == N_SLIDES
-    for path in files:
-        if path.name != "status.csv":
-            assert (folder / path).read_bytes() == (alone / path).read_bytes(), path
-    here, there = (read_status(place).drop(columns="seconds") for place in (alone, folder))
-    assert here.to_csv() == there.to_csv()
+    plan = shared("tile")
+    written = _written(plan, local, "tiles/*/surveys/*.npz")
+    assert written == [f"surveys/{i:02}.npz" for i in range(N_SLIDES)]
+    assert plan.tile_folder.name == alone.tile_folder.name  # who tiles is in no fingerprint
+    here, there = _files(alone.tile_folder), _files(plan.tile_folder)
+    seconds = [read_status(place).drop(columns="seconds") for place in (alone.tile_folder, plan.tile_folder)]
+    assert seconds[0].to_csv() == seconds[1].to_csv()
+    assert here.pop(STATUS) != b""
+    assert there.pop(STATUS) != b""
+    assert here == there
+    assert set(here) == {INDEX, "source.json", *(f"overlays/{i:02}.png" for i in range(N_SLIDES))}
+    assert counts(plan.tile_folder) == {"slides": N_SLIDES + 1, "failed": 1, "tiles": N_SLIDES * 36}
 
 
 @pytest.mark.slow
 def test_embeddings_are_those_of_one_process_and_no_slide_is_done_twice_when_a_worker_is_killed(
-    local: LocalCluster, workers: Cluster, alone: Path, tmp_path: Path
+    local: LocalCluster, alone: Plan, shared: Run
 ) -> None:
-    source, encoder = open_source(alone), _encoder()
-    how = Embedding(
-        batch_size=5,
-        loading=Loading(n_workers=1, start_method="fork", timeout_s=60),
-        dtype="float32",
-        any_mpp=False,
-        max_failed=0.0,
-    )
-    for name in ("here", "there"):
-        (tmp_path / name).mkdir()
-    counts = embed_tiles(encoder, source, folder=tmp_path / "here", how=how)
-    there = tmp_path / "there"
-    spread = Spread(each=partial(workers.each, processes=LIMITS, folder=there), device=CPU)
-    found = []
-    names = _watched(
-        lambda: found.append(embed_tiles(encoder, source, folder=there, how=how, spread=spread)),
-        local,
-        there,
-        "*.h5",
-    )
-    assert found == [counts] == [{"tiles": N_SLIDES * 36, "files": N_SLIDES, "unreadable": 0}]
-    assert names == [f"{i:02}.h5" for i in range(N_SLIDES)]
-    assert sorted(path.name for path in there.iterdir()) == names
-    for name in names:
-        assert (there / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
-
-
-def _encoder() -> Encoder:
-    torch.manual_seed(0)
-    backbone = timm_backbone(name="test_vit", drop_path=0.0).eval()
-    card = Card(
-        architecture={},
-        dim=backbone.num_features,
-        mean=(0.7, 0.5, 0.7),
-        std=(0.2, 0.3, 0.2),
-        tile_px=128,
-        mpp=0.5,
-        method="random",
-        fingerprint="0123456789",
-    )
-    return Encoder(backbone, card)
+    plan = shared("tile,pretrain,embed")
+    written = _written(plan, local, "embeddings/*/*.h5")
+    here, there = (_files(one.runs_dir / "embeddings") for one in (alone, plan))
+    folders = {name.split("/")[0] for name in here if name.endswith(".h5")}
+    assert len(folders) == 3  # of the encoder and its two floors
+    assert written == sorted(f"{folder}/{i:02}.h5" for folder in folders for i in range(N_SLIDES))
+    assert here == there

@@ -1,6 +1,7 @@
 """The processes that read tiles: how many, how they start, and how they end."""
 
 import contextlib
+import gc
 import math
 import multiprocessing
 import os
@@ -52,6 +53,7 @@ def obey_parent_only(number: int) -> None:  # noqa: ARG001 (a DataLoader numbers
     Ctrl-C goes to every process of a terminal, SLURM's signals to every process of a step. The training
     process answers them; to finish its step it needs its workers. They end when it ends them, or is gone.
     """
+    gc.freeze()  # what a fork inherits is not looked through for garbage, which would copy all of its pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

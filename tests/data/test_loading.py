@@ -180,3 +180,17 @@ def test_slurm_s_signal_to_all_processes_leaves_multiprocessing_s_helper_alone(
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
     _kill(helper, signal.SIGKILL)
     os.waitpid(helper, 0)
+
+
+class Frozen(Dataset[Any]):
+    """How many objects of a worker are never looked through for garbage."""
+
+    def __getitems__(self, wanted: list[int]) -> torch.Tensor:
+        return torch.tensor(gc.get_freeze_count())
+
+
+def test_a_worker_leaves_what_it_inherits_alone() -> None:
+    """Looking through it for garbage writes into it, and so copies all that a fork shares."""
+    (n_frozen,) = TileLoader(Frozen(), [[0]], _loading(n_workers=1))
+    assert n_frozen > 10_000
+    assert gc.get_freeze_count() < n_frozen

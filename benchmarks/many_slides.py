@@ -3,9 +3,9 @@
     python benchmarks/many_slides.py slides          # 1,000 slides are tiled, on two processes
     python benchmarks/many_slides.py tiles           # a list of 100,000,000 tiles is opened and trained from
 
-Memory is what the kernel says of each process (`smaps_rollup`): PSS shares what several have among them, so
-that their sum is what they take together; private is what one has for itself. Prints a table; `--json` writes
-the figures.
+Memory is what the kernel says of each process (`smaps_rollup`): PSS shares what several have among them, also
+libraries with programs of others; anonymous is the part of it that is no file's; private is what one process
+has for itself. Prints a table; `--json` writes the figures.
 """
 
 import argparse
@@ -107,18 +107,18 @@ def slides(folder: Path, *, n_slides: int, n_processes: int) -> dict[str, Any]:
     counts = json.loads(index.read_text())["counts"]
     rows = []
     for quarter in range(1, 5):
-        of_quarter = [look for look in watch.looks if (quarter - 1) / 4 < look["n"] / n_slides <= quarter / 4]
-        rows.append(
-            {
-                "slides done": f"up to {n_slides * quarter // 4}",
-                "all processes, PSS, MB, median": round(np.median([look["pss"] for look in of_quarter]) / MB),
-                "most": round(max(look["pss"] for look in of_quarter) / MB),
-                "the first process, PSS, MB, most": round(max(look["first"] for look in of_quarter) / MB),
-            }
-        )
+        looks = [look for look in watch.looks if (quarter - 1) / 4 < look["n"] / n_slides <= quarter / 4]
+        row: dict[str, Any] = {"slides done": n_slides * quarter // 4}
+        for name in NAMES:
+            sizes = [look[name] / MB for look in looks]
+            row |= {f"{name}, median": round(float(np.median(sizes))), "most": round(max(sizes))}
+        rows.append(row)
     facts = {"counts": counts, "seconds": round(seconds, 1), "slides_per_s": round(n_slides / seconds, 2)}
     print(facts)
     return {**facts, "n_processes": n_processes, "rows": rows}
+
+
+NAMES = ("all, anonymous MB", "first process, anonymous MB", "all, PSS MB")
 
 
 class Watch(threading.Thread):
@@ -131,10 +131,13 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Look, as long as there is something to see."""
-        while Path(f"/proc/{self.pid}/cmdline").read_bytes():
+        while facts := [memory(pid) for pid in (self.pid, *below(self.pid))]:
+            if not facts[0]:
+                return
+            anonymous = [fact.get("Pss_Anon", 0) for fact in facts]
+            sizes = sum(anonymous), anonymous[0], sum(fact.get("Pss", 0) for fact in facts)
             n = sum(1 for _ in self.runs.glob("tiles/*/surveys/[!.]*.npz"))
-            sizes = [memory(pid).get("Pss", 0) for pid in (self.pid, *below(self.pid))]
-            self.looks.append({"n": n, "pss": sum(sizes), "first": sizes[0]})
+            self.looks.append({"n": n, **dict(zip(NAMES, sizes, strict=True))})
             time.sleep(LOOK_S)
 
 
@@ -186,7 +189,6 @@ def tiles(folder: Path, *, n_slides: int, n_tiles: int) -> dict[str, Any]:
 
 def listed(folder: Path, originals: list[Path], *, n_slides: int, n_tiles: int) -> None:
     """A tile folder of so many slides and tiles, in the format that the stage writes."""
-    from histo_ssl.folders.artifacts import write_bytes  # noqa: F401
     from histo_ssl.folders.cells import csv_text
     from histo_ssl.slides.index import INDEX, STATUS, TILE
     from histo_ssl.slides.reader import Slide

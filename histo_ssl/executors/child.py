@@ -82,6 +82,8 @@ class Child:
 
     def end(self, *, grace_s: float = 0.0) -> None:
         """End the program and all that it has started, unless it ends by itself within some seconds."""
+        if self.connection.closed:
+            return
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(grace_s)
         with contextlib.suppress(ProcessLookupError):

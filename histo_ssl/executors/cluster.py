@@ -74,6 +74,8 @@ class Cluster:
             ValueError: the scheduler does not answer or goes away, for `wait_s` there is no worker, or a
                 worker has another version of this package or does not see `folder`.
         """
+        if not items:
+            return
         with self._client() as client, _laid_down(work, folder.resolve()) as (path, digest):
             order = Order(path=path, digest=digest, processes=processes, code=code_digest())
             yield from self._results(client, order, items)

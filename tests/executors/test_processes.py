@@ -16,7 +16,7 @@ from pebble.pool.base_pool import PoolStatus
 from pebble.pool.process import PoolManager
 
 from histo_ssl.executors.base import Ended, Processes
-from histo_ssl.executors.processes import GB, each
+from histo_ssl.executors.processes import GB, Local, each
 
 PATIENT = Processes(n=2, timeout_s=60, memory_gb=1)
 
@@ -57,6 +57,23 @@ def test_one_that_crashes_hangs_or_grows_costs_its_own_result_and_no_other() -> 
     assert results[3] == Ended("hangs", "the reader did not finish within slide_timeout_s=2")
     assert results[5] == "refused"  # 2 GB asked, 1 GB allowed
     assert results[6] == Ended("exits", "the reader crashed (exit status 7)")
+
+
+def recovers(path: Path) -> int:
+    """The number of tries, the first of which ends its process."""
+    n = len(list(path.parent.glob(f"{path.name}.*")))
+    Path(f"{path}.{n}").touch()
+    if n == 0 or path.name == "never":
+        os._exit(7)
+    return n + 1
+
+
+@pytest.mark.slow
+def test_one_whose_process_crashed_is_tried_again_as_often_as_asked(tmp_path: Path) -> None:
+    items = [tmp_path / "a", tmp_path / "never", tmp_path / "b"]
+    results = list(Local(retries=2).each(recovers, items, PATIENT, folder=tmp_path))
+    assert results == [(0, 2), (1, Ended(items[1], "the reader crashed (exit status 7)")), (2, 2)]
+    assert len(list(tmp_path.glob("never.*"))) == 3
 
 
 @pytest.mark.slow

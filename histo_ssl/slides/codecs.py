@@ -107,8 +107,9 @@ def _jpeg(page: TiffPage, data: bytes, tables: bytes, shapes: tuple[Shape, ...])
         raise ValueError(f"a stored JPEG has {n_channels} channels, its page {page.samplesperpixel}")
     # Aperio stores RGB without a word in the JPEG, so libjpeg would take it for YCbCr.
     colours = IS_RGB if page.photometric == PHOTOMETRIC.RGB and not is_jfif else b""
-    stream = START + tables.removeprefix(START).removesuffix(END) + data[2:scan] + colours + data[scan:]
-    return np.asarray(simplejpeg.decode_jpeg(stream, colorspace="GRAY" if n_channels == 1 else "RGB"))
+    if tables or colours:
+        data = START + tables.removeprefix(START).removesuffix(END) + data[2:scan] + colours + data[scan:]
+    return np.asarray(simplejpeg.decode_jpeg(data, colorspace="GRAY" if n_channels == 1 else "RGB"))
 
 
 def _jpeg_header(data: bytes) -> tuple[Shape, int, int, bool]:

@@ -124,7 +124,7 @@ class Slide:
             )
         return MicronsPerPx((x + y) / 2)
 
-    @property
+    @cached_property
     def level_mpps(self) -> tuple[MicronsPerPx, ...]:
         """um/px of every level, the finest first: (0.25, 1.0) for a 40x scan with one level reduced by 4."""
         return tuple(MicronsPerPx(self.mpp * (x + y) / 2) for x, y in self.facts.downsamples)
@@ -198,8 +198,8 @@ class Slide:
         box, window = self._window(box_level0, level=level, size=size)
         if is_untouched(box, size):
             return self._pixels(level, window)
-        image = Image.fromarray(self._pixels(level, window))
         inner = (box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1])
+        image = Image.fromarray(self._pixels(level, window))
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=inner))
 
     def _window(self, box_level0: Box, *, level: int, size: Size) -> tuple[Box, Window]:
@@ -220,6 +220,8 @@ class Slide:
         pixels = _rgb(
             pixels_of(self.path, self._known, self._store, level=level, window=stored), path=self.path
         )
+        if stored == window:
+            return pixels
         # A level may lack the column or row of a remainder that the scan has: there the last one repeats.
         scanned = clipped(window, (max(w, math.ceil(w0 / dx)), max(h, math.ceil(h0 / dy))))
         if scanned != stored:

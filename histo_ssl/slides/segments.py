@@ -8,6 +8,7 @@ Letters: h, w are the height and width of an image in pixels, c its channels.
 
 import itertools
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from tifffile import TiffFrame, TiffPage, TiffPageSeries
 
 from histo_ssl.slides.codecs import Shape, check_format, decoded
+from histo_ssl.slides.kept import kept
 from histo_ssl.slides.stamps import File
 from histo_ssl.slides.stores import RemoteFile
 from histo_ssl.slides.windows import Window, is_empty
@@ -50,7 +52,8 @@ def pixels(level: TiffPageSeries, window: Window, file: File) -> NDArray[np.uint
     """
     if isinstance(file, RemoteFile):
         file.fetch(places(level, [window]))
-    return np.concatenate([_page_pixels(page, window) for page in _pages(level)], axis=2)
+    channels = [_page_pixels(page, window) for page in _pages(level)]
+    return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=2)
 
 
 def places(level: TiffPageSeries, windows: Sequence[Window]) -> list[tuple[int, int]]:
@@ -153,15 +156,21 @@ def _grid(page: TiffPage) -> Grid:
 def _page_pixels(page: TiffPage | TiffFrame, window: Window) -> NDArray[np.uint8]:
     left, top, right, bottom = window
     grid = _grid(_format(page))
-    canvas = np.full((bottom - top, right - left, _format(page).samplesperpixel), WHITE, np.uint8)
-    for row, column in _under(grid, window):
-        segment = _segment(page, grid, row=row, column=column)
-        if segment is None:
-            continue
+    shape = bottom - top, right - left, _format(page).samplesperpixel
+    under = [*_under(grid, window)]
+    if len(under) == 1 and shape[:2] == (grid.h, grid.w):
+        alone = _segment(page, grid, row=under[0][0], column=under[0][1])
+        if alone is not None and alone.shape == shape:
+            return np.require(alone, requirements="W")
+    canvas = np.empty(shape, np.uint8)
+    for row, column in under:
         y, x = row * grid.h, column * grid.w
         y0, x0 = max(y, top), max(x, left)
         y1, x1 = min(y + grid.h, bottom), min(x + grid.w, right)
-        canvas[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
+        segment = _shared_segment(page, grid, row=row, column=column)
+        canvas[y0 - top : y1 - top, x0 - left : x1 - left] = (
+            WHITE if segment is None else segment[y0 - y : y1 - y, x0 - x : x1 - x]
+        )
     return canvas
 
 
@@ -179,6 +188,20 @@ def _places(page: TiffPage | TiffFrame, window: Window) -> Iterator[tuple[int, i
         index = row * grid.n_columns + column
         if index < min(len(page.dataoffsets), len(page.databytecounts)):
             yield page.dataoffsets[index], page.dataoffsets[index] + page.databytecounts[index]
+
+
+def _shared_segment(
+    page: TiffPage | TiffFrame, grid: Grid, *, row: int, column: int
+) -> NDArray[np.uint8] | None:
+    """The same as `_segment`, to be read only, decoded once for all windows that it lies under."""
+    # a file that was opened anew is another one
+    key = weakref.ref(page.parent), page.treeindex, row, column
+    segment = kept.find(key)
+    if segment is None:
+        segment = _segment(page, grid, row=row, column=column)
+        if segment is not None:
+            kept.keep(key, segment)
+    return segment
 
 
 def _segment(page: TiffPage | TiffFrame, grid: Grid, *, row: int, column: int) -> NDArray[np.uint8] | None:

@@ -71,10 +71,13 @@ def clipped(window: Window, size: Size) -> Window:
     >>> clipped((-5, 2, 30, 9), (20, 20)), clipped((30, 2, 40, 9), (20, 20))
     ((0, 2, 20, 9), (20, 2, 20, 9))
     """
-    width, height = size
-    left, right = (min(max(edge, 0), width) for edge in window[::2])
-    top, bottom = (min(max(edge, 0), height) for edge in window[1::2])
-    return left, top, right, bottom
+    (left, top, right, bottom), (width, height) = window, size
+    return (
+        min(max(left, 0), width),
+        min(max(top, 0), height),
+        min(max(right, 0), width),
+        min(max(bottom, 0), height),
+    )
 
 
 def is_empty(window: Window) -> bool:

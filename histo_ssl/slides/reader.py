@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from histo_ssl.slides.files import MAX_MPP, Facts, fetch, in_one_sentence, open_slides, pixels_of, stamp_of
 from histo_ssl.slides.grid import MAX_UPSAMPLING, TileSpec
+from histo_ssl.slides.resampling import resampled
 from histo_ssl.slides.segments import WHITE, Limits
 from histo_ssl.slides.stamps import Stamp
 from histo_ssl.slides.stores import Store, store_for
@@ -199,8 +199,7 @@ class Slide:
         if is_untouched(box, size):
             return self._pixels(level, window)
         inner = (box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1])
-        image = Image.fromarray(self._pixels(level, window))
-        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=inner))
+        return resampled(self._pixels(level, window), inner, size=size)
 
     def _window(self, box_level0: Box, *, level: int, size: Size) -> tuple[Box, Window]:
         """A part of the scan on one of its levels, and the pixels that an image of `size` is made from."""

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +142,14 @@ def test_the_help_needs_no_torch() -> None:
     for name in ("cli.py", "__main__.py", "__init__.py"):
         heavy = [module for module in _top_level_imports(PACKAGE / name) if module in ("torch", "lightning")]
         assert heavy == [], name
+
+
+@pytest.mark.parametrize("module", ["data.synthetic", "slides.survey", "slides.reader", "executors.child"])
+def test_processes_for_slides_begin_without_torch(module: str) -> None:
+    """Each of them is a fresh interpreter, which torch would hold up for longer than all else."""
+    script = f"import sys, histo_ssl.{module}; print(*{{'torch', 'lightning'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def _top_level_imports(path: Path) -> list[str]:

@@ -19,7 +19,8 @@ from torch.utils.data import Sampler
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading, TileLoader
 from histo_ssl.data.reading import Batch, ReplacedTiles, Wanted
-from histo_ssl.data.rows import N_SHUFFLED_WHOLE, RowList, shuffled_rows
+from histo_ssl.data.rows import RowList
+from histo_ssl.data.shuffle import N_SHUFFLED_WHOLE, shuffled_rows
 from histo_ssl.views.compose import Views
 
 

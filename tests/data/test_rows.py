@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, spearmanr
 
-from histo_ssl.data.rows import N_SHUFFLED_WHOLE, Runs, permuted, shuffled_rows
+from histo_ssl.data.rows import Runs
+from histo_ssl.data.shuffle import N_SHUFFLED_WHOLE, permuted, shuffled_rows
 
 
 def test_runs_are_the_numbers_of_all_their_runs() -> None:

@@ -4,8 +4,12 @@ Rounds alternate (A B, B A, A B, ...), so that whatever else the machine does, o
 hits all alike; a round gives one ratio, peer / ours, above 1 where ours is faster. What is told is the median
 of the rounds' ratios with the lowest and the highest. Processor time is that of all threads of this process
 and of the processes that ended meanwhile; it is quoted where other work would blur the wall's.
+
+Ours keeps freed memory, as in a run; before a peer's turn the allocator is set to what glibc's own rule ends
+at, at its best, and gives back what it holds. So each has what its users have, though they share a process.
 """
 
+import ctypes
 import gc
 import resource
 import statistics
@@ -13,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from histo_ssl.parallel import memory
 
 Work = Callable[[int], object]  # the round's number -> whatever is made
 Clock = Literal["processor", "wall"]
@@ -95,19 +101,35 @@ def settling(device: str) -> Callable[[], None]:
 
 def compete(contest: Contest) -> list[Ratio]:
     """Time ours and all peers in turn, and say how they compare, a ratio per peer."""
-    works = {"": contest.ours, **contest.peers}
+    works = {OURS: contest.ours, **contest.peers}
     seconds = in_turn(works, n_rounds=contest.n_rounds, settle=contest.settle)
-    return [ratio_of(contest, peer, ours=seconds[""], theirs=seconds[peer]) for peer in contest.peers]
+    return [ratio_of(contest, peer, ours=seconds[OURS], theirs=seconds[peer]) for peer in contest.peers]
+
+
+OURS = "ours"  # begins the names of our works
+# glibc's own thresholds rise with the blocks that are freed, up to these (its DEFAULT_MMAP_THRESHOLD_MAX).
+DEFAULTS = {memory.M_MMAP_THRESHOLD: 2**25, memory.M_TRIM_THRESHOLD: 2**26}
+
+
+def allocate_as(name: str) -> None:
+    """Set the allocator to what a run of ours has, or to what a peer's users have."""
+    if not memory.keep_freed_memory() or name.startswith(OURS):
+        return
+    library = ctypes.CDLL(None)
+    for setting, value in DEFAULTS.items():
+        library.mallopt(setting, value)
+    library.malloc_trim(0)
 
 
 def in_turn(
     works: Mapping[str, Work], *, n_rounds: int, settle: Callable[[], None]
 ) -> dict[str, list[Seconds]]:
-    """Seconds of every work in every round that counts."""
+    """Seconds of every work in every round that counts; the names of ours begin with `OURS`."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in works}
     for i in range(n_rounds + 1):
         order = list(works) if i % 2 else list(reversed(works))
         for name in order:
+            allocate_as(name)
             taken = timed(works[name], i, settle=settle)
             if i:  # the first round warms up
                 seconds[name].append(taken)

@@ -14,7 +14,19 @@ from typing import Any
 import hydra
 import timm
 import torch
-from contests import CannotRunError, Contest, Ratio, Work, compete, in_turn, ratio_of, settling, timed, within
+from contests import (
+    OURS,
+    CannotRunError,
+    Contest,
+    Ratio,
+    Work,
+    compete,
+    in_turn,
+    ratio_of,
+    settling,
+    timed,
+    within,
+)
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -60,12 +72,13 @@ def _on_cpu(views: list[Tensor], default: str) -> list[Ratio]:
     }
     works = {case: by_us(views, precision=precision) for case, (precision, _) in cases.items()}
     theirs = by_lightly(views, precision="32-true")
-    seconds = in_turn({"lightly": theirs, **works}, n_rounds=N_ROUNDS["cpu"], settle=settling("cpu"))
+    ours = {OURS + case: work for case, work in works.items()}
+    seconds = in_turn({"lightly": theirs, **ours}, n_rounds=N_ROUNDS["cpu"], settle=settling("cpu"))
     return [
         ratio_of(
             _contest(case, works[case], theirs, target, "cpu"),
             "lightly",
-            ours=seconds[case],
+            ours=seconds[OURS + case],
             theirs=seconds["lightly"],
         )
         for case, (_, target) in cases.items()

@@ -31,6 +31,7 @@ from histo_ssl.folders.artifacts import Counts, finished
 from histo_ssl.methods.base import SSLMethod
 from histo_ssl.online import online_scores
 from histo_ssl.parallel import ranks, sharding
+from histo_ssl.parallel.memory import keep_freed_memory
 from histo_ssl.report.html import build_report
 from histo_ssl.report.runs import read_results
 from histo_ssl.report.study import study_tables, study_text
@@ -53,6 +54,7 @@ def run(plan: Plan, *others: Plan) -> None:
         others: of the same run with other tasks, which come after it; the report comes last.
     """
     plans = [prepared(one, known=STAGES) for one in (plan, *others)]
+    keep_freed_memory()
     stores.use(Store(**plans[0].group("store")))
     trainer = ranks.asked(_trainer(plans[0]))
     ranks.check_launched(trainer)

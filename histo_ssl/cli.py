@@ -219,8 +219,8 @@ def _job_of_sweep(job: Any) -> float | None:
     with sweeps.recorded() as variables:
         status = _run(command, variables)
         variables["status"] = str(status)
-    if status - signals.SHELL_BASE in signals.HANDLED:
-        sys.exit(status)  # the job has said so; those after it shall not start
+    if signals.ended_by(status) in signals.HANDLED:
+        sys.exit(signals.exit_status(signals.ended_by(status)))  # those after it shall not start
     if status:
         raise JobFailedError(f"a job of the sweep failed: {' '.join(job.overrides.task)}")
     return sweeps.score_of(Path(job.runtime.output_dir))

@@ -36,6 +36,18 @@ def exit_status(signum: int) -> int:
     return SHELL_BASE + signum
 
 
+def ended_by(status: int) -> int:
+    """The signal that ended a process, 0 where none did, by the status that `subprocess` tells of it.
+
+    One that was not yet ready to answer has the signal's negative: Python sets no handlers before it has
+    imported.
+
+    >>> ended_by(143), ended_by(-15), ended_by(1)
+    (15, 15, 0)
+    """
+    return -status if status < 0 else max(0, status - SHELL_BASE)
+
+
 @contextlib.contextmanager
 def answered_by(handler: Handler) -> Iterator[None]:
     """`handler` answers the signals that end a program while the block runs, the former ones after it.

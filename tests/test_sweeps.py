@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from histo_ssl import sweeps
-from histo_ssl.cli import with_tasks
+from histo_ssl import cli, sweeps
+from histo_ssl.cli import JobFailedError, with_tasks
 from histo_ssl.folders.artifacts import write_json
 from histo_ssl.sweeps import Outcome, differing, primary_score, read_outcomes, say, table_text
 
@@ -142,6 +143,26 @@ def test_what_a_job_came_to_is_kept_however_it_ended(
     (outcome,) = read_outcomes(job.parent)
     assert (outcome.number, outcome.overrides, outcome.reason) == (3, ["seed=1"], reason)
     assert outcome.results == (said or {}).get("results", [])
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (143, SystemExit(143)),  # it has answered the signal
+        (-signal.SIGTERM, SystemExit(143)),  # it was not ready to answer yet
+        (-signal.SIGINT, SystemExit(130)),
+        (-signal.SIGKILL, JobFailedError("a job of the sweep failed: seed=1")),
+        (1, JobFailedError("a job of the sweep failed: seed=1")),
+    ],
+)
+def test_a_sweep_ends_with_a_job_that_was_told_to_however_far_that_had_come(
+    job: Path, monkeypatch: pytest.MonkeyPatch, status: int, expected: BaseException
+) -> None:
+    monkeypatch.setattr(cli, "_sources", lambda _: [])
+    monkeypatch.setattr(cli, "_run", lambda *_: status)
+    with pytest.raises(type(expected), match=str(expected)):
+        cli._job_of_sweep(sweeps.HydraConfig.get())
+    assert read_outcomes(job.parent)
 
 
 def test_what_a_job_said_before_it_was_started_again_counts_no_more(job: Path) -> None:

@@ -83,8 +83,10 @@ class Cluster:
     @contextlib.contextmanager
     def _client(self) -> Iterator[Any]:
         from distributed import Client  # noqa: PLC0415 (an extra that not all have)
+        from distributed.comm import get_address_host_port  # noqa: PLC0415
 
         try:
+            get_address_host_port(self.address, strict=False)  # a client that can't read it ends 20 s later
             client = Client(self.address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split())

@@ -95,6 +95,15 @@ def test_a_cluster_that_is_not_there_is_told_of_in_a_sentence(
             list(workers(address).each(str, [1], limits(), folder=tmp_path))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "tcp://host", "http://127.0.0.1:8787", "nonsense://x"])
+def test_no_client_is_made_for_what_is_no_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr("distributed.Client", lambda *_, **__: pytest.fail("it would hang as it ends"))
+    with pytest.raises(ValueError, match=f"executor.address={address}: no Dask scheduler answers there"):
+        list(workers(address).each(str, [1], limits(), folder=tmp_path))
+
+
 def test_a_cluster_without_workers_is_waited_for_and_then_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 STARS = "***"
 # user:password@ of an address; a password may hold a slash, a port is not one
 USER = re.compile(r"(?<=://)(?:[^\s/?#@:]*:(?!\d+(?:[/?#]|$))[^\s@]*|[^\s/?#@]*)@")
-SECRET = r"(?:api_?key|access_?key(?:_?id)?|secret|token|passw(?:or)?d|credentials?)"
+SECRET = r"(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|secret|token|passw(?:or)?d|pwd|jwt|credentials?)"
 QUERY = re.compile(rf"([?&;][^=&\s]*?(?:{SECRET}|signature|sig)=)[^&\s#]+", re.IGNORECASE)
 OWNED = rf"(?:(?:\w+_)?(?:wandb|access|auth|secret)_)?{SECRET}"  # class_token is no secret, auth_token is
 ASSIGNMENT = re.compile(rf"((?:^|[\s.+]){OWNED}=)[^\s&]+", re.IGNORECASE)  # on a command line

@@ -17,6 +17,7 @@ from histo_ssl.embed import Embedding, embed_tiles
 from histo_ssl.embeddings import read_embeddings
 from histo_ssl.slides import segments, stores
 from histo_ssl.slides.grid import Tiling
+from histo_ssl.slides.kept import Kept
 from histo_ssl.tasks.floors import colour_floor
 from histo_ssl.units import TilePx
 
@@ -102,6 +103,7 @@ def needed(source: SlideTiles, monkeypatch: pytest.MonkeyPatch) -> int:
         return read(page, grid, row=row, column=column)
 
     monkeypatch.setattr(segments, "_segment", noted)
+    monkeypatch.setattr(segments, "kept", Kept())  # nothing that was decoded before
     for i in range(len(source)):
         source.read(i)
     return sum(found.values())

@@ -74,7 +74,7 @@ def test_slides_are_scored_by_folds_beside_their_floors(run: Run) -> None:
     shown = sorted((result["folder"] / "attention").glob("*_tiles.png"))
     assert len(shown) == 2
     index = done.cwd / "runs" / "report" / "index.html"
-    assert "Differences of AUC on the same patients" in index.read_text()
+    assert "Differences of AUC and C-index on the same patients" in index.read_text()
     assert _is_on_a_page(done.cwd, "Where the model looked")
 
 

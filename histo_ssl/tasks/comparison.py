@@ -128,7 +128,7 @@ def compare_risks(
     folds = [_risks(table) for table in (first, second)]
     sizes = {
         "n_groups": first[PATIENT].nunique(),
-        "n_tiles": max(len(one.risk_M) for one in folds[0]) ** 2,
+        "n_tiles": len(first),
         **{"n_bootstrap": n_bootstrap, "seed": seed},
     }
     return [

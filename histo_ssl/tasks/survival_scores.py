@@ -8,6 +8,7 @@ Letters: F folds, M tested patients of a fold, G patients, R resamples.
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -37,12 +38,18 @@ class Risks:
     group_M: Ints  # number of the patient, the same in every fold
     is_high_M: Mask  # above the median risk of those that the fold learns from
 
+    @cached_property
+    def pairs_MM(self) -> tuple[Floats, Floats]:
+        """Of each pair whether it is right (half where risks are equal), and whether it can be told."""
+        right_MM, known_MM = concordance(self.risk_M, self.time_M, self.event_M)
+        return right_MM, known_MM.astype(np.float64)
+
 
 def survival_scores(folds: Sequence[Risks], asked: Asked) -> list[Score]:
     """C over all pairs of patients of one fold, and the mean of the folds' C, with intervals."""
     n_groups = 1 + max(int(one.group_M.max()) for one in folds)
-    n_pairs = max(len(one.risk_M) for one in folds) ** 2
-    blocks = group_weights(n_groups, n=asked.n_bootstrap, seed=asked.seed, n_tiles=n_pairs)
+    n_tiles = sum(len(one.risk_M) for one in folds)
+    blocks = group_weights(n_groups, n=asked.n_bootstrap, seed=asked.seed, n_tiles=n_tiles)
     one_R2 = c_indices(folds, np.ones((1, n_groups)))
     drawn_R2 = np.concatenate([c_indices(folds, w_RG) for w_RG in blocks])
     return [
@@ -109,9 +116,9 @@ def c_indices(folds: Sequence[Risks], w_RG: Floats) -> Floats:
 
 def _sums(one: Risks, w_RM: Floats) -> Floats:
     """C, and the weights (R, 3) of right pairs and of all that can be told."""
-    right_MM, known_MM = concordance(one.risk_M, one.time_M, one.event_M)
+    right_MM, known_MM = one.pairs_MM
     right_R = ((w_RM @ right_MM) * w_RM).sum(axis=1)
-    known_R = ((w_RM @ known_MM.astype(np.float64)) * w_RM).sum(axis=1)
+    known_R = ((w_RM @ known_MM) * w_RM).sum(axis=1)
     with np.errstate(invalid="ignore"):
         return np.column_stack([right_R / known_R, right_R, known_R])
 

@@ -102,6 +102,7 @@ class RemoteFile(io.RawIOBase):
         self.size = self.known.n_bytes
         self.block_bytes = store.block_kb * 1024
         self.place = 0
+        self.sends_ranges = False  # known once it has sent one
         identity = f"{url}\n{self.known}\n{self.block_bytes}"
         self.name_of_blocks = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
@@ -191,6 +192,17 @@ class RemoteFile(io.RawIOBase):
         wanted = [
             (run[0] * self.block_bytes, min(self.size, (run[-1] + 1) * self.block_bytes)) for run in runs
         ]
+        # The first range alone, until it has come as one: else each would bring all of the file.
+        n_first = len(wanted) if self.sends_ranges else 1
+        blocks = self._blocks_of(wanted[:n_first])
+        if any(number not in blocks for number in numbers):
+            blocks |= self._blocks_of(wanted[n_first:])
+        for number, block in blocks.items():
+            self.blocks.keep(self._name(number), block)
+        return blocks
+
+    def _blocks_of(self, wanted: Sequence[Range]) -> dict[int, bytes]:
+        """The blocks of some ranges, or all blocks of the file where its server sends that."""
         try:
             answers = self.object.ranges(wanted)
         finally:
@@ -200,9 +212,8 @@ class RemoteFile(io.RawIOBase):
         for (start, stop), answer in zip(wanted, answers, strict=True):
             self._check(answer, n_bytes=stop - start)
             is_range = len(answer) == stop - start
+            self.sends_ranges = is_range and stop - start < self.size
             blocks.update(self._cut(answer, place=start if is_range else 0))
-        for number, block in blocks.items():
-            self.blocks.keep(self._name(number), block)
         return blocks
 
     def _check(self, answer: bytes, *, n_bytes: int) -> None:

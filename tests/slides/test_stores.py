@@ -306,3 +306,15 @@ def test_lists_that_can_not_be_had_are_told_of_by_their_address(served: Served, 
         url = f"{address}/{name}"
         with pytest.raises(OSError, match=f"^{url}: .*{words}"):
             slide_list(**{"root": None, "manifest": None, key: url})
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_many_ranges_at_once_bring_no_byte_twice(served: Served, store: Store, *, knows_ranges: bool) -> None:
+    served.knows_ranges = knows_ranges
+    file = RemoteFile(f"{served.address}/a.bin", replace(store, cache_mb=0))
+    served.forget()
+    wanted = [(start, start + 10) for start in range(0, len(CONTENT), 10 * KB)]
+    file.fetch(wanted)
+    assert served.n_sent == (len(wanted) * KB if knows_ranges else len(CONTENT))
+    assert all(file.read_at(start, 10) == CONTENT[start : start + 10] for start, _ in wanted)
+    assert len(served.ranges) == (len(wanted) if knows_ranges else 1)

@@ -7,9 +7,12 @@ such a program, which does one item after the other and ends when its worker doe
 
 import contextlib
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,12 +47,19 @@ class Child:
 
     def __init__(self, *, memory_gb: float) -> None:
         self.connection, theirs = Pipe()
+        self.folder = tempfile.mkdtemp(
+            prefix="histo_ssl-"
+        )  # of its temporary files, which it may not live to remove
         command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(memory_gb)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,  # its end tells the program that the worker is gone
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "TMPDIR": self.folder,
+            },
             start_new_session=True,  # so that it is ended with all that it has started
         )
         theirs.close()
@@ -89,6 +99,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # its own group: what it has started outlives a crash
         self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.connection.close()
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -153,11 +164,21 @@ def _outcome(work: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
     try:
         return True, work(item)
     except Exception as error:  # noqa: BLE001 (handed on: the process that waits for the result raises it)
-        return False, error
+        return False, _sendable(error)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error as another process can take it: in words where its class can't be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 (whatever a class of another library does)
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with_worker() -> None:
     os.read(sys.stdin.fileno(), 1)
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 

@@ -102,7 +102,7 @@ def with_tasks(overrides: list[str]) -> list[str]:
     found = []
     for override in overrides:
         several = TASKS.fullmatch(override)
-        first, *others = re.split(r"\s*,\s*", several[1].strip()) if several else [""]
+        first, *others = dict.fromkeys(re.split(r"\s*,\s*", several[1].strip())) if several else [""]
         found += [f"task={first}", f"also_tasks=[{','.join(others)}]"] if several else [override]
     return found
 

@@ -177,6 +177,7 @@ def test_what_a_job_said_before_it_was_started_again_counts_no_more(job: Path) -
 def test_several_tasks_of_one_job_are_one_and_those_after_it() -> None:
     assert with_tasks(["task=[ knn , umap ]"]) == ["task=knn", "also_tasks=[umap]"]
     assert with_tasks(["task=knn", "stages=[tile]"]) == ["task=knn", "stages=[tile]"]
+    assert with_tasks(["task=[knn,umap,knn]"]) == ["task=knn", "also_tasks=[umap]"]
 
 
 @pytest.mark.slow

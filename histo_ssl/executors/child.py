@@ -6,6 +6,7 @@ such a program, which does one item after the other and ends when its worker doe
 """
 
 import contextlib
+import copy
 import os
 import pickle
 import shutil
@@ -170,7 +171,8 @@ def _outcome(work: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
 def _sendable(error: Exception) -> Exception:
     """The error as another process can take it: in words where its class can't be pickled."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        copy.copy(error)  # made anew of what is sent, as the other process will
     except Exception:  # noqa: BLE001 (whatever a class of another library does)
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

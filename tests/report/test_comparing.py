@@ -30,24 +30,37 @@ def _predictions(strengths: dict[str, float]) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines) + "\n", scores
 
 
+def _result(
+    fake_runs: Any,
+    predictions: str,
+    *,
+    method: str,
+    classes: tuple[str, ...] = ("IDC", "ILC"),
+    task: str = "slides",
+    model: str = "clam_sb",
+) -> None:
+    """What a task on slides leaves of two folds by one model of bags."""
+    fake_runs.result(
+        f"pretrain/{method}",
+        "tiles/t",
+        values={},
+        predictions=predictions,
+        scores=[],
+        confusion={},
+        classes=list(classes),
+        task=task,
+        method=method,
+        folds={"encoder": {model: {"k0": 0.9, "k1": 0.8}}},
+    )
+
+
 @pytest.fixture
 def scores(fake_runs: Any) -> dict[str, dict[str, Any]]:
     """Two encoders with floors, by the same models of bags."""
     found = {}
     for method, strength in (("dino", 4.0), ("moco", 1.0)):
         text, found[method] = _predictions({"encoder": strength, "colour": 0.0})
-        fake_runs.result(
-            f"pretrain/{method}",
-            "tiles/t",
-            values={},
-            predictions=text,
-            scores=[],
-            confusion={},
-            classes=["IDC", "ILC"],
-            task="slides",
-            method=method,
-            folds={"encoder": {"clam_sb": {"k0": 0.9, "k1": 0.8}}},
-        )
+        _result(fake_runs, text, method=method)
     return found
 
 
@@ -100,18 +113,7 @@ def test_results_of_tiles_are_not_compared(fake_runs: Any) -> None:
 
 def test_random_weights_are_not_compared_with_random_weights(fake_runs: Any) -> None:
     text, _ = _predictions({"encoder": 0.5, "colour": 0.0, "random": 0.5})
-    fake_runs.result(
-        "pretrain/random",
-        "tiles/t",
-        values={},
-        predictions=text,
-        scores=[],
-        confusion={},
-        classes=["IDC", "ILC"],
-        task="slides",
-        method="random",
-        folds={"encoder": {"clam_sb": {"k0": 0.9, "k1": 0.8}}},
-    )
+    _result(fake_runs, text, method="random")
     rows = comparisons(read_results(fake_runs.path))
     assert {row.second for row in rows} == {"colour floor"}
 
@@ -127,18 +129,8 @@ def test_survival_is_compared_by_the_risks_of_the_same_patients(fake_runs: Any) 
                 f"s{i:02d},p{i:02d},{time[i]},{died[i]},k{i // 30},{risk[i]},{risk[i] > 0},abmil,{subject}"
                 for i in range(N)
             ]
-        fake_runs.result(
-            f"pretrain/{method}",
-            "tiles/t",
-            values={},
-            predictions="\n".join(lines) + "\n",
-            scores=[],
-            confusion={},
-            classes=[],
-            task="survival",
-            method=method,
-            folds={"encoder": {"abmil": {"k0": 0.9, "k1": 0.8}}},
-        )
+        text = "\n".join(lines) + "\n"
+        _result(fake_runs, text, method=method, classes=(), task="survival", model="abmil")
     rows = comparisons(read_results(fake_runs.path))
     assert [(row.first.split(",")[0], row.second.split(",")[0], row.metric) for row in rows] == [
         (first, second, metric)

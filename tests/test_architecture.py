@@ -97,7 +97,8 @@ OWNERS = {
     },
     "omegaconf": {"cli.py", "sweeps.py", "config/mistakes.py", "config/plan.py"},
     "timm": {
-        f"backbones/{name}.py" for name in ("timm", "resnet_trunc", "vit", "attention", "hub", "depths")
+        f"backbones/{name}.py"
+        for name in ("timm", "resnet_trunc", "vit", "class_token", "attention", "hub", "depths")
     },
     "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py", "download/arrays.py", "mil/exports.py", "mil/features.py"},

@@ -10,6 +10,8 @@ import torch
 from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 
+from histo_ssl.backbones.class_token import shorten_last_block
+
 # arguments of timm.create_model that fetch or open files; a stranger's card may ask for them
 LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
@@ -58,6 +60,7 @@ def timm_variant(*, name: str, drop_path: float, options: Mapping[str, Any]) -> 
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
     model.register_forward_pre_hook(partial(check_side, name=name))
     _choose_attention(model)
+    shorten_last_block(model)
     return cast(nn.Module, model)
 
 

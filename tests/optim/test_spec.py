@@ -132,3 +132,36 @@ def test_moving_average_is_exact_at_both_ends(momentum: float, expected: float) 
     nn.init.constant_(source.weight, 3.0)
     move_towards(target, source, momentum=momentum)
     assert target.weight.item() == expected
+
+
+def test_adamw_goes_over_each_weight_once_and_ends_where_torchs_default_does() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(7, 5).double(), nn.Linear(7, 5).double()
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = spec().build(ours), torch.optim.AdamW(decay_groups(theirs), betas=(0.9, 0.999))
+    for _ in range(5):
+        x = torch.randn(4, 7, dtype=torch.float64)
+        for layer, optimizer in zip((ours, theirs), optimizers, strict=True):
+            spec().schedule(optimizer, progress=0.5, tiles_per_step=256)
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            optimizer.step()
+    assert all(group["fused"] for group in optimizers[0].param_groups)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=1e-12)
+
+
+def test_the_state_of_an_optimiser_that_was_not_fused_can_be_taken_up() -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(decay_groups(layer))
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    resumed = spec().build(layer)
+    resumed.load_state_dict(optimizer.state_dict())
+    resumed.step()
+    assert resumed.state[layer.weight]["step"].item() == 2
+
+
+def test_lightning_unscales_gradients_before_they_are_clipped() -> None:
+    # what torch sets where an optimiser was built as a fused one, and Lightning asks for
+    assert not getattr(spec().build(nn.Linear(3, 2)), "_step_supports_amp_scaling", False)
+    assert torch.optim.AdamW(nn.Linear(3, 2).parameters(), fused=True)._step_supports_amp_scaling

@@ -123,7 +123,7 @@ class UnitLinear(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Rows (N, n_in) to (N, n_out): cosines when rows are unit vectors and g is 1."""
-        return F.linear(x_ND, self.weight_g * F.normalize(self.weight_v, dim=1))
+        return F.linear(x_ND, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class Head(nn.Module):

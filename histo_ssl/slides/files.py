@@ -84,6 +84,11 @@ class OpenSlide(TiffSlide):
         for image in self._images():
             segments.check(image)
 
+    def close(self) -> None:
+        """Close the file, and let go of what was decoded of it."""
+        segments.forget(self.ts_tifffile)
+        super().close()
+
     def facts(self) -> Facts:
         """Sizes and um/px."""
         sizes = tuple((int(w), int(h)) for w, h in self.level_dimensions)

@@ -181,6 +181,11 @@ def _under(grid: Grid, window: Window) -> Iterator[tuple[int, int]]:
     return itertools.product(rows, range(left // grid.w, math.ceil(right / grid.w)))
 
 
+def forget(file: object) -> None:
+    """Let go of what is kept of a file that is being closed."""
+    kept.forget(weakref.ref(file))
+
+
 def _places(page: TiffPage | TiffFrame, window: Window) -> Iterator[tuple[int, int]]:
     """The same of one page and window, as far as they are listed."""
     grid = _grid(_format(page))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histo_ssl.slides import kept, segments
+from histo_ssl.slides import files, kept, segments
 from histo_ssl.slides.grid import TileSpec
 from histo_ssl.slides.reader import Slide
 from histo_ssl.units import MicronsPerPx, TilePx
@@ -26,6 +26,7 @@ def n_decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
     monkeypatch.setattr(segments, "decoded", count)
     monkeypatch.setattr(kept.kept, "segments", type(kept.kept.segments)())
+    monkeypatch.setattr(kept.kept, "of_file", {})
     monkeypatch.setattr(kept.kept, "n_bytes", 0)
     return lambda: len(calls)
 
@@ -68,6 +69,20 @@ def test_what_is_done_to_a_tile_is_not_seen_in_the_next(noise: tuple[str, np.nda
         Slide(path).read(xy, FLAT)[:] = 0
         tile = Slide(path).read(xy, FLAT)
         np.testing.assert_array_equal(tile, pixels[xy[1] : xy[1] + SIDE, xy[0] : xy[0] + SIDE])
+
+
+def test_nothing_is_kept_of_a_slide_that_is_closed(
+    noise: tuple[str, np.ndarray], n_decoded: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_OPEN_SLIDES", 2)
+    path, _ = noise
+    for i in range(5):
+        other = Path(path).with_name(f"{i}.tif")
+        other.write_bytes(Path(path).read_bytes())
+        Slide(str(other)).read((7, 9), FLAT)
+    assert n_decoded() == 5 * 4
+    assert len(kept.kept.segments) == 2 * 4
+    assert kept.kept.n_bytes == 2 * 4 * 3 * SIDE**2
 
 
 def test_a_file_that_was_written_anew_is_not_read_from_what_is_kept(

@@ -1,7 +1,8 @@
 """Open slide files: what they say of themselves, and pixels of their levels. Nothing else knows tiffslide.
 
-One open file per process, thread and slide, the least recently used closed first. A file that changed since
-it was opened is opened anew; one that is not what its stamp says is refused.
+One open file per process, thread and slide, the least recently used closed first; of these an outline stays
+(`outlines.py`), by which they are opened again. A file that changed since it was opened is opened anew; one
+that is not what its stamp says is refused.
 
 Letters: h, w are the height and width of an image in pixels, c its channels.
 """
@@ -25,6 +26,7 @@ from tifffile import FileHandle, TiffFile, TiffPageSeries
 from tiffslide.tiffslide import PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, TiffSlide
 
 from histo_ssl.slides import segments
+from histo_ssl.slides.outlines import Outline, OutlinedSlide, outline
 from histo_ssl.slides.segments import WHITE, Limits
 from histo_ssl.slides.stamps import Stamp, is_same, stamp, state
 from histo_ssl.slides.stores import RemoteFile, Store, is_remote
@@ -32,6 +34,7 @@ from histo_ssl.slides.windows import Window, clipped, downsample, is_empty
 
 # An open slide holds the offsets of all its JPEG tiles, about 3 MB at 40,000 px square: 64 stay below 200 MB.
 MAX_OPEN_SLIDES = 64
+MAX_OUTLINES = 2**14  # 4 kB each for a pyramid of three levels
 # No scan is coarser: an objective of 0.5x gives 20. What programs write that know no um/px is: 72 dpi read as
 # 353 um/px, 300 dpi as 85, 1,200 dpi as 21.
 MAX_MPP = 20.0
@@ -127,6 +130,15 @@ class OpenSlide(TiffSlide):
         """Whether the file was written to since it was opened."""
         return state(self.file) != self.opened_at
 
+    def outline(self) -> Outline | None:
+        """What it can be opened by again for its tiles; None if it is remote, or stored in a rarer way."""
+        if isinstance(self.file, RemoteFile) or any(
+            [at for _, at in parts] != [(0, 0)] for parts in self.levels
+        ):
+            return None
+        series = [parts[0][0] for parts in self.levels]
+        return outline(self.ts_tifffile, series, opened_at=self.opened_at)
+
     def _images(self) -> Iterator[TiffPageSeries]:
         return (series for parts in self.levels for series, _ in parts)
 
@@ -142,15 +154,19 @@ class OpenSlide(TiffSlide):
         ]
 
 
+Key = tuple[str, Stamp | None]  # path of a slide, and what it was when it was tiled
+
+
 class OpenSlides(threading.local):
     """The open slides of this thread, least recently used first."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self.slides: OrderedDict[tuple[str, Stamp | None], OpenSlide] = OrderedDict()
+        self.slides: OrderedDict[Key, OpenSlide | OutlinedSlide] = OrderedDict()
+        self.outlines: OrderedDict[Key, Outline] = OrderedDict()
 
     def of(self, path: str, known: Stamp | None, store: Store | None = None) -> OpenSlide:
-        """The open file of a slide.
+        """The open file of a slide, to be asked what it says of itself.
 
         Args:
             path: of the slide.
@@ -160,18 +176,52 @@ class OpenSlides(threading.local):
         Raises:
             ValueError: it is another file by now.
         """
+        key = path, known
+        slide = self._found(key)
+        if not isinstance(slide, OpenSlide):
+            if slide is not None:
+                slide.close()
+            slide = _opened(path, known, store)
+            self._keep(key, slide)
+        return slide
+
+    def for_tiles(
+        self, path: str, known: Stamp | None, store: Store | None = None
+    ) -> OpenSlide | OutlinedSlide:
+        """The same to be read from."""
+        key = path, known
+        slide = self._found(key)
+        if slide is None and key in self.outlines:
+            slide = self.outlines[key].opened()
+            if slide is not None:
+                self._keep(key, slide)
+        return slide or self.of(path, known, store)
+
+    def _found(self, key: Key) -> OpenSlide | OutlinedSlide | None:
+        """The slide if it is open, and the file that it was."""
         if self.process != os.getpid():
             # A forked child shares file positions and locks with its parent: it opens its own files instead.
             self.process, self.slides = os.getpid(), OrderedDict()
-        key = path, known
-        if key in self.slides and self.slides[key].has_changed():
+        slide = self.slides.get(key)
+        if slide is not None and slide.has_changed():
             self.slides.pop(key).close()
-        if key not in self.slides:
-            self.slides[key] = _opened(path, known, store)
-        self.slides.move_to_end(key)
+            return None
+        if slide is not None:
+            self.slides.move_to_end(key)
+        return slide
+
+    def _keep(self, key: Key, slide: OpenSlide | OutlinedSlide) -> None:
+        self.slides[key] = slide
         while len(self.slides) > MAX_OPEN_SLIDES:
-            self.slides.popitem(last=False)[1].close()
-        return self.slides[key]
+            other, closed = self.slides.popitem(last=False)
+            # what is surveyed has no stamp yet, and is not read again
+            if isinstance(closed, OpenSlide) and other[1] and (outline := closed.outline()):
+                self.outlines[other] = outline
+            if other in self.outlines:
+                self.outlines.move_to_end(other)
+            closed.close()
+        while len(self.outlines) > MAX_OUTLINES:
+            self.outlines.popitem(last=False)
 
 
 open_slides = OpenSlides()
@@ -208,7 +258,7 @@ def pixels_of(
 ) -> NDArray[np.uint8]:
     """The pixels of a window of one level, (h, w, c), of a file that did not change meanwhile."""
     with in_one_sentence(path):
-        slide = open_slides.of(path, known, store)
+        slide = open_slides.for_tiles(path, known, store)
         pixels = slide.pixels(level, window)
         if slide.has_changed():
             raise ValueError("it was written to while it was read; read it again once it is complete")

@@ -23,6 +23,7 @@ from histo_ssl.slides.stamps import File
 from histo_ssl.slides.stores import RemoteFile
 from histo_ssl.slides.windows import Window, is_empty
 
+Level = TiffPageSeries | Any  # or what has the same attributes, of a file that is opened by its outline
 WHITE = 255  # where nothing was scanned there is glass
 
 
@@ -44,7 +45,7 @@ class Grid:
     n_columns: int
 
 
-def pixels(level: TiffPageSeries, window: Window, file: File) -> NDArray[np.uint8]:
+def pixels(level: Level, window: Window, file: File) -> NDArray[np.uint8]:
     """The pixels of a level of an open file in a window that lies within it: (h, w, c).
 
     Raises:

@@ -5,6 +5,7 @@ A tile that can't be read has no embedding: its place is noted, and it is counte
 Letters: N tiles, D width of an embedding.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from histo_ssl.data.base import Part, TileSource
 from histo_ssl.data.loading import GO_ON, Loading, TileLoader
-from histo_ssl.data.reading import Batch, BlankedTiles
+from histo_ssl.data.reading import Batch, Batches, BlankedTiles
 from histo_ssl.embeddings import UNREADABLE, EmbeddingSet, narrowed, read_embeddings, write_embeddings
 from histo_ssl.encode import Card, Encoder
 from histo_ssl.executors.base import Ended
@@ -33,12 +35,13 @@ TILES = "tiles"  # attribute of a file of embeddings: a hash of its tiles' names
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """How tiles are embedded; changes no embedding beyond the rounding of `dtype`.
+    """How tiles are embedded; changes no embedding beyond the rounding of `dtype` and `precision`.
 
     Args:
         batch_size: tiles per forward pass.
         loading: how tiles are read.
         dtype: float32, or float16, which takes half the space.
+        precision: of the forward pass: 32-true, or bf16-mixed, which rounds within it to three digits.
         any_mpp: embed tiles of another scale than the encoder's, too.
         max_failed: share of the tiles that may turn out unreadable, 0-1.
     """
@@ -46,6 +49,7 @@ class Embedding:
     batch_size: int
     loading: Loading
     dtype: str
+    precision: str
     any_mpp: bool
     max_failed: float
 
@@ -219,33 +223,54 @@ def _embedded_parts(
     encoder: Encoder, source: TileSource, parts: Sequence[Part], *, how: Embedding, progress: Progress | None
 ) -> Iterator[tuple[Part, Found]]:
     """One part after the other; workers read ahead across the borders of parts."""
-    cuts = [_cuts(part, how.batch_size) for part in parts]
-    wanted = [[(row, 0) for row in cut] for part_cuts in cuts for cut in part_cuts]
+    wanted = Batches(parts, how.batch_size)
     batches = iter(TileLoader(BlankedTiles(source), wanted, how.loading))
-    for part, part_cuts in zip(parts, cuts, strict=True):
-        done = [_next_features(encoder, batches, progress) for _ in part_cuts]
+    found_of = _found(_begun(encoder, batches, precision=how.precision), progress)
+    for part in parts:
+        done = [next(found_of) for _ in wanted.starts(part)]
         features = [found.features_ND for found in done] or [np.zeros((0, encoder.card.dim), np.float32)]
         failed = {row - part.start: why for found in done for row, why in found.failed.items()}
         n_left = sum(found.n_left for found in done)
         yield part, Found(features_ND=np.concatenate(features), failed=failed, n_left=n_left)
 
 
-def _cuts(part: Part, batch_size: int) -> list[range]:
-    """The rows of a part in batches; the last may be smaller."""
-    return [range(i, min(i + batch_size, part.stop)) for i in range(part.start, part.stop, batch_size)]
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A batch whose embeddings an accelerator may still be computing."""
+
+    batch: Batch
+    features_BD: Tensor
+    is_left_B: Tensor
+    data_s: float  # spent on waiting for its tiles
 
 
-def _next_features(encoder: Encoder, batches: Iterator[Batch], progress: Progress | None) -> Found:
-    started = time.monotonic()
-    batch = next(batches)
-    data_s = time.monotonic() - started
-    made = encoder.restained(batch["tiles"].permute(0, 3, 1, 2))
-    features: NDArray[np.float32] = encoder.of_restained(made.tiles).cpu().numpy()
-    if progress is not None:
-        progress.advance(len(features), data_s=data_s)
-    is_read = ~np.isin(batch["ids"].numpy(), list(batch["failed"]))
-    n_left = int((made.is_left_B.cpu().numpy() & is_read).sum())
-    return Found(features_ND=features[is_read], failed=batch["failed"], n_left=n_left)
+def _begun(encoder: Encoder, batches: Iterator[Batch], *, precision: str) -> Iterator[Begun]:
+    """Batches in order, each once its computing was asked for."""
+    while True:
+        started = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        data_s = time.monotonic() - started
+        made = encoder.restained(batch["tiles"].permute(0, 3, 1, 2))
+        features_BD = encoder.of_restained(made.tiles, precision=precision)
+        yield Begun(batch=batch, features_BD=features_BD, is_left_B=made.is_left_B, data_s=data_s)
+
+
+def _found(begun: Iterator[Begun], progress: Progress | None) -> Iterator[Found]:
+    """What became of each batch, looked at once the next was asked for: so an accelerator never waits.
+
+    Neither for features to be fetched, nor for the files that they are written to.
+    """
+    for one, _ in itertools.pairwise(itertools.chain(begun, [None])):
+        assert one is not None  # only the last is
+        features: NDArray[np.float32] = one.features_BD.cpu().numpy()
+        if progress is not None:
+            progress.advance(len(features), data_s=one.data_s)
+        failed = one.batch["failed"]
+        is_read = ~np.isin(one.batch["ids"].numpy(), list(failed))
+        n_left = int((one.is_left_B.cpu().numpy() & is_read).sum())
+        yield Found(features_ND=features[is_read], failed=failed, n_left=n_left)
 
 
 def _check_failed(failed: list[str], n_failed: int, n_tiles: int, *, how: Embedding, path: Path) -> None:

@@ -22,6 +22,7 @@ from histo_ssl.stain.base import Restained, StainNormaliser, from_facts, restain
 
 MPP_TOLERANCE = 0.05  # a nominal 20x scan may be 0.504 um/px
 LONGEST_REASON = 200  # characters of another library's message
+EXACT = "32-true"  # the precision of a forward pass that rounds no more than its weights do
 ARCHITECTURES = "histo_ssl.backbones."  # nothing else is ever imported at a card's word
 
 
@@ -64,20 +65,34 @@ class Encoder:
 
     def restained(self, tiles_B3SS: Tensor) -> Restained:
         """The tiles on the encoder's device, in the colours that it was trained on."""
-        return restained(self.stain, tiles_B3SS.to(self.device))
+        return restained(self.stain, tiles_B3SS.to(self.device, non_blocking=True))
 
     @torch.inference_mode()
-    def of_restained(self, tiles_B3SS: Tensor) -> Tensor:
-        """Embeddings (B, D) float32 of tiles that went through `restained`."""
-        features: Tensor = self.backbone(self.fed(tiles_B3SS))
+    def of_restained(self, tiles_B3SS: Tensor, *, precision: str = EXACT) -> Tensor:
+        """Embeddings (B, D) float32 of tiles that went through `restained`.
+
+        Args:
+            tiles_B3SS: on any device.
+            precision: of the backbone's products: 32-true or bf16-mixed.
+        """
+        fed = self.fed(tiles_B3SS)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision != EXACT):
+            features: Tensor = self.backbone(fed)
         return features.float()
 
     def fed(self, tiles_B3SS: Tensor) -> Tensor:
         """What the backbone is fed with: float32 tiles of the card's mean and SD, from uint8 ones."""
-        mean, std = (
-            torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.card.mean, self.card.std)
-        )
-        return (tiles_B3SS.to(self.device).float() / 255 - mean) / std
+        mean, std = self._normalisation
+        return (tiles_B3SS.to(self.device, non_blocking=True).float() / 255 - mean) / std
+
+    @cached_property
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and SD, (3, 1, 1) each; to copy them anew for each batch would wait for the one before."""
+        with torch.inference_mode(mode=False):  # others train on what they normalise
+            mean, std = (
+                torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.card.mean, self.card.std)
+            )
+        return mean, std
 
     def depths(self) -> dict[str, int]:
         """How deep in the backbone each parameter lies, by its name."""

@@ -1,27 +1,37 @@
 """Embeddings of files are those of a plain forward pass, and those of no other tiles."""
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading
 from histo_ssl.embed import Embedding, embed_tiles, load_embeddings
 from histo_ssl.embeddings import UNREADABLE
+from histo_ssl.encode import Encoder
 from histo_ssl.tasks.floors import colour_floor
 
 Source = Callable[[int], TileSource]
 LOADING = Loading(n_workers=0, start_method="fork", timeout_s=0)
 
 
+def _how(*, max_failed: float = 0.0, dtype: str = "float32", precision: str = "32-true") -> Embedding:
+    rounding = {"dtype": dtype, "precision": precision}
+    return Embedding(batch_size=3, loading=LOADING, **rounding, any_mpp=False, max_failed=max_failed)
+
+
 def _embed(
     source: TileSource, folder: Path, *, max_failed: float = 0.0, dtype: str = "float32"
 ) -> dict[str, int]:
-    how = Embedding(batch_size=3, loading=LOADING, dtype=dtype, any_mpp=False, max_failed=max_failed)
+    how = _how(max_failed=max_failed, dtype=dtype)
     return embed_tiles(colour_floor(source), source, folder=folder, how=how)
 
 
@@ -54,6 +64,97 @@ def test_half_precision_takes_half_the_space_and_rounds_by_a_part_in_two_thousan
     assert half.dtype == np.float32
     np.testing.assert_array_equal(half, exact.astype(np.float16))
     np.testing.assert_allclose(half, exact, rtol=2**-11, atol=2**-25)
+
+
+class Product(nn.Module):
+    """Two numbers of a tile's means, by one product of matrices; notes the type that it is made in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2, bias=False)
+        self.dtypes: set[torch.dtype] = set()
+        nn.init.constant_(self.layer.weight, 1 / 3)
+
+    def forward(self, tiles_B3SS: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.layer(tiles_B3SS.mean(dim=(2, 3)))
+        self.dtypes.add(made.dtype)
+        return made
+
+
+def test_a_forward_pass_in_bfloat16_is_rounded_to_its_eight_bits_and_kept_in_float32(
+    image_source: Source, tmp_path: Path
+) -> None:
+    source, features, product = image_source(7), {}, Product()
+    card = replace(colour_floor(source).card, dim=2)
+    for precision, dtype in {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}.items():
+        product.dtypes.clear()
+        how = _how(precision=precision)
+        embed_tiles(Encoder(product, card), source, folder=tmp_path / precision, how=how)
+        assert product.dtypes == {dtype}
+        features[precision] = load_embeddings(tmp_path / precision, source).features
+    exact, rounded = features["32-true"], features["bf16-mixed"]
+    assert (exact != rounded).any()
+    np.testing.assert_allclose(rounded, exact, rtol=2**-6)  # of inputs, weights and outputs, 2^-9 each
+
+
+def test_the_next_batch_is_asked_for_before_the_last_one_of_a_slide_is_written(
+    image_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histo_ssl.data.images.PART_TILES", 3)
+    source, there = image_source(7), []
+
+    class Watched(Product):
+        def forward(self, tiles_B3SS: torch.Tensor) -> torch.Tensor:
+            there.append(len(list(tmp_path.glob("*.h5"))))
+            return super().forward(tiles_B3SS)
+
+    card = replace(colour_floor(source).card, dim=2)
+    embed_tiles(Encoder(Watched(), card), source, folder=tmp_path, how=_how())
+    assert there == [0, 0, 1]  # batches are slides here: the second is begun before the first is written
+
+
+@dataclass
+class Noted:
+    """Tiles that leave a file once they are asked for."""
+
+    source: TileSource
+    folder: Path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["source"], name)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, i: int) -> np.ndarray:
+        (self.folder / str(i)).touch()
+        return self.source.read(i)
+
+
+def test_the_next_slide_is_read_while_one_is_computed(
+    image_source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histo_ssl.data.images.PART_TILES", 3)
+    source, began = image_source(9), []
+    asked_for = tmp_path / "asked for"
+    asked_for.mkdir()
+
+    class Patient(Product):
+        def forward(self, tiles_B3SS: torch.Tensor) -> torch.Tensor:
+            began.append(3 * (len(began) + 1))  # the first tile of the slide after this one
+            give_up_at = time.monotonic() + 60
+            while began[-1] < 9 and not (asked_for / str(began[-1])).exists():
+                assert time.monotonic() < give_up_at, "computing waits for reading and reading for computing"
+                time.sleep(0.01)
+            return super().forward(tiles_B3SS)
+
+    loading = replace(LOADING, n_workers=1, timeout_s=60)
+    encoder = Encoder(Patient(), replace(colour_floor(source).card, dim=2))
+    (tmp_path / "made").mkdir()
+    how = replace(_how(), loading=loading)
+    embed_tiles(encoder, Noted(source, asked_for), folder=tmp_path / "made", how=how)
+    assert began == [3, 6, 9]
+    assert len(load_embeddings(tmp_path / "made", source)) == 9
 
 
 def test_embedding_goes_on_where_it_stopped(

@@ -30,13 +30,14 @@ LEAST = {
     "seed": 0,
 }
 MOST = 2**32 - 1  # what random generators take as a seed
-EXACT = "float32"  # what embeddings are stored in as they are
+EXACT = {"dtype": "float32", "precision": "32-true"}  # how embeddings are computed and kept as they are
 FROZEN = "histo_ssl.methods.frozen."  # targets of the methods that train nothing
 GIVEN = f"{FROZEN}GivenFeatures"
 FOLDER = "local-dir:"  # before the path of a folder of weights
 SWITCHES = ("compile", "grad_checkpointing")
 CHOICES = {
-    "embedding.dtype": (EXACT, "float16"),
+    "embedding.dtype": (EXACT["dtype"], "float16"),
+    "embedding.precision": (EXACT["precision"], "bf16-mixed"),
     "loader.start_method": ("fork", "spawn", "forkserver"),
     "on_nonfinite": ("stop", "skip"),
 }
@@ -214,9 +215,10 @@ class Plan:
 
     @property
     def embedding_config(self) -> dict[str, Any]:
-        """What embeddings depend on beside their encoder: tiles, and the type in which they are rounded."""
-        dtype = self.group("embedding.dtype")
-        return {**self.task_tile_config, **({} if dtype == EXACT else {"dtype": dtype})}
+        """What embeddings depend on beside their encoder: tiles, and what rounds them."""
+        rounding = {name: self.group(f"embedding.{name}") for name in EXACT}
+        rounded = {name: value for name, value in rounding.items() if value != EXACT[name]}
+        return {**self.task_tile_config, **rounded}
 
     @property
     def result_config(self) -> dict[str, Any]:

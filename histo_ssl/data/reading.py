@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from histo_ssl.data.base import Distant, TileSource
+from histo_ssl.data.base import Distant, Part, TileSource
 from histo_ssl.data.loading import Loading, TileLoader
 from histo_ssl.data.rows import RowList
 
@@ -44,6 +44,26 @@ class BlankedTiles(Dataset[Any]):
         except (ValueError, OSError) as error:
             failed[row] = str(error)
             return np.zeros((self.source.tile_px, self.source.tile_px, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of parts, one after the other, made as they are asked for: there may be a million."""
+
+    parts: Sequence[Part]
+    size: int  # of a batch; the last of a part may be smaller
+
+    def __len__(self) -> int:
+        return sum(len(self.starts(part)) for part in self.parts)
+
+    def __iter__(self) -> Iterator[list[Wanted]]:
+        for part in self.parts:
+            for start in self.starts(part):
+                yield [(row, 0) for row in range(start, min(start + self.size, part.stop))]
+
+    def starts(self, part: Part) -> range:
+        """Where the batches of a part begin."""
+        return range(part.start, part.stop, self.size)
 
 
 @dataclass(frozen=True)

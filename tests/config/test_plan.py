@@ -17,6 +17,9 @@ def test_embeddings_and_scores_depend_on_how_embeddings_are_rounded(compose: Cal
     assert plain.task_tile_folder == half.task_tile_folder
     assert half.result_config == {**plain.result_config, "dtype": "float16"}
     assert planned("embedding.batch_size=7").embedding_folder("e") == plain.embedding_folder("e")
+    mixed = planned("embedding.precision=bf16-mixed")
+    assert mixed.result_config == {**plain.result_config, "precision": "bf16-mixed"}
+    assert mixed.embedding_folder("e") != plain.embedding_folder("e")
 
 
 def test_a_result_depends_on_what_is_in_the_images_it_draws_wherever_they_lie(

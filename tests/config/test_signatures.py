@@ -58,6 +58,7 @@ def test_a_value_deep_inside_of_foreign_targets_is_found() -> None:
         ("loader.n_workers=-1", "loader.n_workers=-1: a whole number, 0 or more, is expected"),
         ("seed=x", "seed=x: a whole number, 0 or more, is expected"),
         ("embedding.dtype=bfloat16", "embedding.dtype=bfloat16: choose one of float32, float16"),
+        ("embedding.precision=16", "embedding.precision=16: choose one of 32-true, bf16-mixed"),
         ("loader.start_method=foo", "loader.start_method=foo: choose one of fork, spawn, forkserver"),
     ],
 )

@@ -77,7 +77,8 @@ def stages(slides: dict[str, str], folder: Path, *, tiling: Tiling, loading: Loa
     known = data(folder / "slides.csv", slides)
     known.tile(tiling, folder=folder, home=folder, n_processes=loading.n_workers, slide_timeout_s=60)
     source = open_source(folder)
-    how = Embedding(batch_size=32, loading=loading, dtype="float32", any_mpp=False, max_failed=0.0)
+    rounding = {"dtype": "float32", "precision": "32-true"}
+    how = Embedding(batch_size=32, loading=loading, **rounding, any_mpp=False, max_failed=0.0)
     embed_tiles(colour_floor(source), source, folder=folder / "embeddings", how=how)
     assert isinstance(source, SlideTiles)
     return source

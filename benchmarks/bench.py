@@ -53,7 +53,13 @@ def main() -> int:
             print(line(row), flush=True)
         if asked.json:
             asked.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(_took(found["seconds"]))
     return 0
+
+
+def _took(seconds: dict[str, float]) -> str:
+    parts = ", ".join(f"{part} {s:.0f}" for part, s in seconds.items())
+    return f"took {sum(seconds.values()) / 60:.1f} minutes; s of each part: {parts}"
 
 
 def run(part: str, device: str) -> tuple[list[Ratio], str]:
@@ -83,9 +89,11 @@ def line(row: Ratio) -> str:
     """One ratio as a line of the table."""
     verdict = {None: "no target", True: "met", False: "NOT MET"}[row.is_met]
     target = "" if row.target is None else f" of {row.target:g}"
+    other = {"processor": f"wall {row.wall_ratio:.2f}", "wall": f"processor {row.processor_ratio:.2f}"}
+    clocks = f"{row.clock} time; {other[row.clock]}"
     return (
         f"{row.name:<52} {row.ours_ms:>9.3g} {row.peer_ms:>9.3g} ms/{row.item:<6} "
-        f"{row.ratio:>6.2f} [{row.low:.2f}, {row.high:.2f}]{target}: {verdict} ({row.clock} time)"
+        f"{row.ratio:>6.2f} [{row.low:.2f}, {row.high:.2f}]{target}: {verdict} ({clocks})"
     )
 
 

@@ -5,9 +5,7 @@ that is opened anew is looked through for all that it may say, which takes sever
 So what its tiles are read by is kept, 4 kB whatever its size: their places are looked up in the file.
 """
 
-import weakref
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -17,6 +15,7 @@ from tifffile import FileHandle, TiffFile, TiffPage, TiffPageSeries
 
 from histo_ssl.slides import segments
 from histo_ssl.slides.codecs import JPEG
+from histo_ssl.slides.local import LocalFile
 from histo_ssl.slides.stamps import State, state
 from histo_ssl.slides.windows import Window
 
@@ -37,7 +36,7 @@ class Column:
     dtype: str
     n: int
 
-    def of(self, file: FileHandle, i: int, n: int = 1) -> NDArray[Any]:
+    def of(self, file: FileHandle | LocalFile, i: int, n: int = 1) -> NDArray[Any]:
         """Some of the numbers, from the i-th on."""
         numbers = np.dtype(self.dtype)
         file.seek(self.start + i * numbers.itemsize)
@@ -47,7 +46,7 @@ class Column:
 class Numbers(Sequence[int]):
     """A column, looked up in its file."""
 
-    def __init__(self, column: Column, file: FileHandle) -> None:
+    def __init__(self, column: Column, file: LocalFile) -> None:
         self.column, self.file = column, file
 
     def __len__(self) -> int:
@@ -76,6 +75,12 @@ class OutlinedPage:
         self.__dict__.update({name: getattr(page, name) for name in COPIED})
         self._starts, self._sizes = starts, sizes
 
+    def of_file(self, parent: "OutlinedFile") -> "OutlinedPage":
+        """The same page in an open file."""
+        made = OutlinedPage.__new__(OutlinedPage)
+        made.__dict__.update(self.__dict__, parent=parent)
+        return made
+
     @property
     def keyframe(self) -> "OutlinedPage":
         """The page that says how this one is stored."""
@@ -99,6 +104,10 @@ class OutlinedLevel(list[OutlinedPage]):
         super().__init__(pages)
         self.axes, self.shape = axes, shape
 
+    def of_file(self, parent: "OutlinedFile") -> "OutlinedLevel":
+        """The same level in an open file."""
+        return OutlinedLevel([page.of_file(parent) for page in self], axes=self.axes, shape=self.shape)
+
 
 class OutlinedFile:
     """An open file, and that it is not Philips's, whose lists of tiles may be cut short."""
@@ -106,7 +115,7 @@ class OutlinedFile:
     is_philips = False
 
     def __init__(self, path: str) -> None:
-        self.filehandle = FileHandle(path)
+        self.filehandle = LocalFile(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +140,12 @@ class OutlinedSlide:
 
     def __init__(self, outline: Outline, file: OutlinedFile) -> None:
         self.outline, self._tiff, self.file = outline, file, file.filehandle
-        weakref.finalize(self, self.file.close)
-        self._levels = [self._of_file(level) for level in outline.levels]
+        self._levels: dict[int, OutlinedLevel] = {}
 
     def pixels(self, level: int, window: Window) -> NDArray[np.uint8]:
         """The pixels of a level in a window within it: (h, w, c), white where nothing was scanned."""
+        if level not in self._levels:
+            self._levels[level] = self.outline.levels[level].of_file(self._tiff)
         return segments.pixels(self._levels[level], window, self.file)
 
     def has_changed(self) -> bool:
@@ -146,12 +156,6 @@ class OutlinedSlide:
         """Close the file, and let go of what was decoded of it."""
         segments.forget(self._tiff)
         self.file.close()
-
-    def _of_file(self, level: OutlinedLevel) -> OutlinedLevel:
-        pages = [copy(page) for page in level]
-        for page in pages:
-            page.parent = self._tiff
-        return OutlinedLevel(pages, axes=level.axes, shape=level.shape)
 
 
 def outline(tiff: TiffFile, series: Sequence[TiffPageSeries], *, opened_at: State) -> Outline | None:

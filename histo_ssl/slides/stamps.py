@@ -10,12 +10,13 @@ from typing import Any
 
 from tifffile import FileHandle
 
+from histo_ssl.slides.local import LocalFile
 from histo_ssl.slides.stores import RemoteFile, current, is_remote
 
 END_BYTES = 2**16  # read at either end of the file; what scanners write anew (tags, first tiles) lies there
 DIGEST_BYTES = 16
 
-File = FileHandle | RemoteFile
+File = FileHandle | LocalFile | RemoteFile
 State = tuple[int, int, str]
 
 

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from contests import CannotRunError, Ratio
+from contests import CannotRunError, Ratio, processor_s
 
 PARTS = ("reading", "views", "step", "embedding", "knn", "start")
 PEERS = ("openslide-python", "openslide-bin", "tiffslide", "lightly", "kornia", "torchvision", "scikit-learn")
@@ -39,12 +39,14 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     asked = parser.parse_args()
     os.environ.update({name: value for name, value in WAITING.items() if name not in os.environ})
-    found: dict[str, Any] = {"machine": machine(asked.device), "ratios": [], "left out": {}, "seconds": {}}
+    found: dict[str, Any] = {"machine": machine(asked.device), "ratios": [], "left out": {}}
+    found |= {"seconds": {}, "processor seconds": {}}
     print(_heading(found["machine"]), flush=True)
     for part in asked.parts:
-        began = time.monotonic()
+        began, spent = time.monotonic(), processor_s()
         rows, sentence = run(part, asked.device)
         found["seconds"][part] = round(time.monotonic() - began, 1)
+        found["processor seconds"][part] = round(processor_s() - spent, 1)
         found["ratios"] += [{**asdict(row), "name": row.name, "met": row.is_met} for row in rows]
         if sentence:
             found["left out"][part] = sentence
@@ -53,13 +55,14 @@ def main() -> int:
             print(line(row), flush=True)
         if asked.json:
             asked.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(_took(found["seconds"]))
+    print(_took(found["seconds"], found["processor seconds"]))
     return 0
 
 
-def _took(seconds: dict[str, float]) -> str:
-    parts = ", ".join(f"{part} {s:.0f}" for part, s in seconds.items())
-    return f"took {sum(seconds.values()) / 60:.1f} minutes; s of each part: {parts}"
+def _took(seconds: dict[str, float], processor: dict[str, float]) -> str:
+    parts = ", ".join(f"{part} {s:.0f} ({processor[part]:.0f})" for part, s in seconds.items())
+    minutes, busy = (sum(each.values()) / 60 for each in (seconds, processor))
+    return f"took {minutes:.1f} minutes ({busy:.1f} of processor time); s of each part: {parts}"
 
 
 def run(part: str, device: str) -> tuple[list[Ratio], str]:

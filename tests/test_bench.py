@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,19 @@ def test_a_ratio_that_fell_or_is_missing_without_a_word_fails(
     command = [sys.executable, str(BENCHMARKS / "check.py"), str(tmp_path / "measured.json")]
     done = subprocess.run([*command, "--reference", str(tmp_path / "reference.json")], check=False)
     assert done.returncode == (1 if n_fallen else 0)
+
+
+@pytest.mark.slow
+def test_growth_measures_every_part_and_draws_them(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "growth.py"), "--short", "--sizes", "100"]
+    given = ["--folder", str(tmp_path), "--json", str(tmp_path / "g.json"), "--plot", str(tmp_path / "g.svg")]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *given], check=True, capture_output=True, env=settings)
+    (row,) = json.loads((tmp_path / "g.json").read_text())["rows"]
+    assert (row["tiles"], row["slides"]) == (128, 2)
+    for part in ("read in the middle", "train", "embed", "tile"):
+        assert 0 <= row[f"{part}, ms"] < 1000  # a tick of the clock is 10 ms; a step of reading may be less
+    for part in ("read", "train", "embed", "tile"):
+        assert 20 < row[f"{part}, main MB"] <= row[f"{part}, all MB"]
+    assert row["train, ms"] > 0
+    assert "<svg" in (tmp_path / "g.svg").read_text()

@@ -22,7 +22,7 @@ from typing import Any
 
 from contests import CannotRunError, Ratio, processor_s
 
-PARTS = ("reading", "views", "step", "embedding", "knn", "start")
+PARTS = ("reading", "loader", "views", "step", "embedding", "knn", "start")
 PEERS = ("openslide-python", "openslide-bin", "tiffslide", "lightly", "kornia", "torchvision", "scikit-learn")
 OURS = ("torch", "timm", "numpy", "pillow", "simplejpeg")
 # Threads that wait spin by default, which is counted as work wherever more threads than cores are ready.

@@ -178,14 +178,14 @@ def drawn() -> NDArray[np.uint8]:
     return scan(paint(layout, mpp=MPP, rng=rng), site_stain(rng, shift=1.0), rng, ink_HW=None)
 
 
-def write_scan(path: Path, rgb: NDArray[np.uint8]) -> None:
-    """Write an image (H, W, 3) as a pyramid of JPEG tiles."""
-    level, mpp = Image.fromarray(rgb), MPP
+def write_scan(path: Path, rgb: NDArray[np.uint8], *, finest_mpp: float = MPP) -> None:
+    """Write an image (H, W, 3) as a pyramid of JPEG tiles, its finest level of so many um/px."""
+    level, mpp = Image.fromarray(rgb), finest_mpp
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         while True:
             tiff.write(
                 np.asarray(level),
-                subfiletype=0 if mpp == MPP else 1,
+                subfiletype=0 if mpp == finest_mpp else 1,
                 photometric="ycbcr",
                 subsampling=(2, 2),
                 tile=(TILE_PX, TILE_PX),

@@ -20,6 +20,7 @@ from histo_ssl.config.preflight import prepared
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
+from histo_ssl.data.packed import PackedTiles, pack_tiles, with_packs
 from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
 from histo_ssl.embed import Embedding, Spread, embed_tiles
@@ -164,6 +165,8 @@ def _tile(plan: Plan, config: Mapping[str, Any], listing: Listed, folder: Path) 
 
 
 def _pretrain(plan: Plan, folder: Path) -> Counts:
+    if plan.is_packed:
+        _pack(plan)
     data = _datamodule(plan)
     write_sheet(data, folder / "views.png")
     method, counted = _fit(plan, data, folder)
@@ -227,8 +230,23 @@ def _logger(plan: Plan) -> Logger | None:
     return logger
 
 
-def _datamodule(plan: Plan) -> TileDataModule:
+def _pack(plan: Plan) -> None:
+    """Store the tiles that pretraining draws in packs, unless that was done before."""
+    source, memory_gb = _source(plan), plan.group("data").get("max_memory_gb", math.inf)
+    assert isinstance(source, PackedTiles)
+    processes = Processes(n=plan.cfg.n_processes, timeout_s=plan.cfg.slide_timeout_s, memory_gb=memory_gb)
+    build = partial(pack_tiles, source=source, processes=processes, executor=_executor(plan))
+    artifacts.complete(source.packs, build=build, label="pack", config=plan.tile_config)
+
+
+def _source(plan: Plan) -> TileSource:
+    """The tiles for pretraining; from packs where the configuration asks for it."""
     source = open_source(plan.tile_folder)
+    return with_packs(source, plan.pack_folder) if plan.is_packed else source
+
+
+def _datamodule(plan: Plan) -> TileDataModule:
+    source = _source(plan)
     return TileDataModule(
         source=source,
         rows=source.training_rows(),

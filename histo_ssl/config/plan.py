@@ -45,6 +45,8 @@ TASK_FILES = ("labels", "folds")  # parts of a task that may read a file or fold
 PROTOCOL_FILES = ("input", "nuclei", "tissues")  # what a protocol may read, likewise
 TABLE = ".csv"  # an input that lists tiles of the run, rather than being an image
 SHARES = ("max_failed_tiles",)
+PACK = "pack"  # of data: read tiles from packs. The pixels are the same, so nothing but packs depends on it
+DATA = "data"
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,10 @@ class Plan:
     task_listing: Listed = NOTHING  # of the task's data
 
     def group(self, path: str) -> Any:
-        """A group of the configuration as plain, resolved values."""
+        """A group of the configuration as plain, resolved values; of data without `pack`."""
         node = OmegaConf.select(self.cfg, path)
-        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        return _without_pack(plain, is_data=path.rpartition(".")[2] == DATA)
 
     def method(self, *, n_tiles: int) -> tuple[dict[str, Any], str]:
         """The method's group for so many training tiles; a sentence on what follows from them, or none."""
@@ -102,7 +105,7 @@ class Plan:
             value = self.group(key)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
                 raise ValueError(f"{key}={value}: a whole number, {least} or more, is expected")
-        for key in SWITCHES:
+        for key in SWITCHES + ((f"{DATA}.{PACK}",) if PACK in self.cfg.data else ()):
             if not isinstance(self.group(key), bool):
                 raise ValueError(f"{key}={self.group(key)}: true or false is expected")
         for key, choices in CHOICES.items():
@@ -238,8 +241,26 @@ class Plan:
         name = f"{encoder_fingerprint}-{fingerprint(self.embedding_config)}"
         return self.runs_dir / "embeddings" / name
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether pretraining reads its tiles from packs."""
+        return bool(self.group(f"{DATA}.{PACK}"))
+
+    def pack_folder(self, of_tiles: str) -> Path:
+        """Folder of the packs of the tiles for pretraining, whose slides have that fingerprint."""
+        name = f"{self.choices['data']}-{self.choices['tiling']}"
+        return self.runs_dir / "packs" / f"{name}-{fingerprint(self.tile_config, of_tiles)}"
+
     def _tiles(self, config: dict[str, Any], *, name: str) -> Path:
         return self.runs_dir / "tiles" / f"{name}-{fingerprint(config)}"
+
+
+def _without_pack(plain: Any, *, is_data: bool) -> Any:
+    """Values without those of `pack` in a data set's own, wherever it stands in them."""
+    if not isinstance(plain, dict):
+        return plain
+    kept = {key: value for key, value in plain.items() if not (is_data and key == PACK)}
+    return {key: _without_pack(value, is_data=key == DATA) for key, value in kept.items()}
 
 
 def _contents(group: Any) -> Any:

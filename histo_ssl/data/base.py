@@ -82,6 +82,14 @@ class Distant(Protocol):
         """Fetch together what some tiles, which are read next, are stored in."""
 
 
+@runtime_checkable
+class Costly(Protocol):
+    """A source of which something could make reading cheaper."""
+
+    def faster(self, rows: RowList) -> str:
+        """What would make reading some tiles cheaper, and what it would take; "" where nothing is known."""
+
+
 class DataSet(Protocol):
     """Slides or images on a disk, or yet to be drawn."""
 

@@ -14,21 +14,23 @@ from numpy.typing import NDArray
 from histo_ssl.data.annotations import UNLABELLED, raster_sizes, read_classes, read_raster, tile_classes
 from histo_ssl.data.base import HELD_OUT, SOURCE, STATUS, Part, check_failures
 from histo_ssl.data.manifest import slide_list, slide_listing, stated_mpp
-from histo_ssl.data.rows import Runs
+from histo_ssl.data.rows import RowList, Runs
 from histo_ssl.executors.base import Executor, Processes
 from histo_ssl.folders.artifacts import write_bytes, write_json
 from histo_ssl.slides.grid import TileSpec, Tiling
 from histo_ssl.slides.index import TileIndex
 from histo_ssl.slides.ledger import forget
+from histo_ssl.slides.packs import ENTRY, as_bytes
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.segments import Limits
-from histo_ssl.slides.stamps import stamp_in
+from histo_ssl.slides.stamps import Stamp, stamp_in
 from histo_ssl.slides.stores import Store, is_remote, store_for
 from histo_ssl.slides.survey import Recipe, survey_slides
 from histo_ssl.units import MicronsPerPx, TilePx
 
 LABELS = "labels.npy"
 OF_SLIDES = ("path", "mpp", "n_bytes", "modified_ns", "digest")  # what must be known of a slide to read it
+N_TRIED = 16  # tiles from which the size of packs is told
 MAX_SLIDES = 4096  # whose facts a process keeps, about 1 kB each
 
 
@@ -45,6 +47,7 @@ class SlideData:
     max_memory_gb: float
     annotations: str | None
     min_label_share: float
+    pack: bool = False  # the pretrain stage's: tiles are the same with it
 
     def listing(self) -> dict[str, Any]:
         """The slides with their sizes, what manifest and CSV say of them, and their label rasters."""
@@ -123,6 +126,15 @@ class SlideData:
         return list(names.values())
 
 
+def gigabytes(n_bytes: int) -> str:
+    """A size on a disk, for a message.
+
+    >>> gigabytes(1_234_000_000), gigabytes(56_780_000)
+    ('1.2 GB', '0.057 GB')
+    """
+    return f"{n_bytes / 1e9:.2g} GB" if n_bytes < 1e10 else f"{n_bytes / 1e9:,.0f} GB"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """A slide, and the side of its tiles on it."""
@@ -157,26 +169,34 @@ class SlideTiles:
         )  # of another process, whose blocks are used
         known = [name for name in OF_SLIDES if name in self.index.slides]  # lists of old have no stamps
         self._known = {name: self.index.slides[name].to_numpy() for name in known}
-        self._slide = functools.lru_cache(MAX_SLIDES)(self._opened)
+        self.slide = functools.lru_cache(MAX_SLIDES)(self._opened)
 
     def __reduce__(self) -> Any:
+        return functools.partial(type(self), **self.facts()), (self.index.folder,)
+
+    def facts(self) -> dict[str, Any]:
+        """What it is opened with beside its folder."""
         classes: Any = self._classes[:-1].tolist()
-        facts = {
+        return {
             "tile_px": self.tile_px,
             "mpp": self.mpp,
             "stride_px": self.spec.stride_px,
             "classes": classes,
             "store": self._store,
         }
-        return functools.partial(SlideTiles, **facts), (self.index.folder,)
+
+    def stamp(self, i: int) -> Stamp | None:
+        """What the file of slide i was known by when it was tiled."""
+        return stamp_in(self._row(i))
+
+    def _row(self, i: int) -> dict[str, Any]:
+        row = {name: values[i] for name, values in self._known.items()}
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
 
     def _opened(self, i: int) -> Slide:
-        row = {name: values[i] for name, values in self._known.items()}
-        plain = {
-            name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()
-        }
-        store = self._store if is_remote(plain["path"]) else None
-        return Slide(plain["path"], mpp=plain["mpp"], known=stamp_in(plain), store=store)
+        row = self._row(i)
+        store = self._store if is_remote(row["path"]) else None
+        return Slide(row["path"], mpp=row["mpp"], known=stamp_in(row), store=store)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -184,7 +204,7 @@ class SlideTiles:
     def read(self, i: int) -> NDArray[np.uint8]:
         """Tile i as (tile_px, tile_px, 3) RGB."""
         number, x, y = self.index.tile(i)
-        return self._slide(number).read((x, y), self.spec)
+        return self.slide(number).read((x, y), self.spec)
 
     def fetch(self, rows: Sequence[int]) -> None:
         """Fetch together what tiles of remote slides are stored in."""
@@ -193,12 +213,26 @@ class SlideTiles:
             number, x, y = self.index.tile(int(row))
             by_slide.setdefault(number, []).append((x, y))
         for number, places in sorted(by_slide.items()):
-            self._slide(number).fetch(places, self.spec)
+            self.slide(number).fetch(places, self.spec)
+
+    def faster(self, rows: RowList) -> str:
+        """What would make reading some tiles cheaper, and what it would take."""
+        return (
+            f"data.pack=true would store {len(rows):,} tiles once, about {gigabytes(self.packed_bytes(rows))}"
+        )
+
+    def packed_bytes(self, rows: RowList) -> int:
+        """About how many bytes packs of some tiles take, judged by a few of them."""
+        n_bytes = 0
+        for row in rows[np.linspace(0, len(rows) - 1, N_TRIED).astype(np.int64)]:
+            number, x, y = self.index.tile(int(row))
+            n_bytes += len(as_bytes(self.slide(number), (x, y), self.spec)[2]) + ENTRY.itemsize
+        return round(n_bytes / N_TRIED * len(rows))
 
     def around(self, i: int, *, side_px: int) -> NDArray[np.uint8]:
         """The square (side_px, side_px, 3) around tile i at the tiles' um/px, white off the scan."""
         number, x, y = self.index.tile(i)
-        slide = self._slide(number)
+        slide = self.slide(number)
         wide = replace(self.spec, size_px=TilePx(side_px))
         before = (wide.side_level0(slide.mpp) - self.spec.side_level0(slide.mpp)) // 2
         return slide.read((x - before, y - before), wide)
@@ -237,7 +271,7 @@ class SlideTiles:
         """The slide of that name."""
         (i,) = np.flatnonzero(self.index.slides["slide_id"] == slide_id)
         mpp = MicronsPerPx(self.index.slides["mpp"].iloc[i])
-        return Scan(slide=self._slide(int(i)), side_level0=self.spec.side_level0(mpp))
+        return Scan(slide=self.slide(int(i)), side_level0=self.spec.side_level0(mpp))
 
     def slides(self) -> pd.DataFrame:
         """One row per slide of the list, as text, and its number of tiles."""

@@ -74,6 +74,7 @@ class SyntheticSlides:
         jpeg_quality: 1-100.
         seed: equal seeds give equal bytes.
         min_label_share: share of a tile that its commonest tissue must cover to be the tile's label.
+        pack: the pretrain stage's; slides and tiles are the same with it.
     """
 
     n_slides: int
@@ -89,6 +90,7 @@ class SyntheticSlides:
     jpeg_quality: int
     seed: int
     min_label_share: float
+    pack: bool = False
 
     def __post_init__(self) -> None:
         if min(self.n_slides, self.n_patients, self.n_sites) < 1:
@@ -114,7 +116,7 @@ class SyntheticSlides:
         executor: Executor | None = None,
     ) -> dict[str, int]:
         """Draw the slides, unless they were drawn before, and write their tile index into `folder`."""
-        config = asdict(self)
+        config = {name: value for name, value in asdict(self).items() if name != "pack"}
         slides = artifacts.complete(
             home / f"synthetic-{artifacts.fingerprint(config)}",
             build=partial(self.write, n_processes=n_processes),

@@ -84,8 +84,9 @@ def decoded(
     Raises:
         ValueError: it is damaged, or of another size.
     """
-    if page.compression in JPEG and page.jpegheader is None:
-        pixels = _jpeg(page, data, tables or b"", shapes)
+    if is_jpeg(page):
+        alone = jpeg_alone(page, data, tables=tables or b"", shapes=shapes)
+        pixels = jpeg_pixels(alone, n_channels=page.samplesperpixel)
     else:
         if page.compression in JPEG_2000:
             _check_shape(_jpeg2000_shape(data), shapes)
@@ -99,8 +100,28 @@ def decoded(
     return pixels
 
 
-def _jpeg(page: TiffPage, data: bytes, tables: bytes, shapes: tuple[Shape, ...]) -> Segment:
-    """A JPEG of 8 bits, of which the damage that libjpeg notices is an error."""
+def jpeg_pixels(data: bytes, *, n_channels: int) -> Segment:
+    """Pixels (h, w, c) of a JPEG of 8 bits, of which the damage that libjpeg notices is an error."""
+    return np.asarray(simplejpeg.decode_jpeg(data, colorspace="GRAY" if n_channels == 1 else "RGB"))
+
+
+def is_jpeg(page: TiffPage) -> bool:
+    """Whether each segment of a page is a JPEG of its own; NDPI's are stretches of one."""
+    return page.compression in JPEG and page.jpegheader is None
+
+
+def jpeg_alone(page: TiffPage, data: bytes, *, tables: bytes, shapes: tuple[Shape, ...]) -> bytes:
+    """A stored JPEG with what its page says beside it, so that it decodes alone, to the colours it means.
+
+    Args:
+        page: of such JPEGs.
+        data: as stored.
+        tables: what the JPEGs of the page share.
+        shapes: heights and widths that it may have.
+
+    Raises:
+        ValueError: its header is broken, or says another size than the page.
+    """
     shape, n_channels, scan, is_jfif = _jpeg_header(data)
     _check_shape(shape, shapes)
     if n_channels != page.samplesperpixel or n_channels not in (1, 3):
@@ -109,7 +130,7 @@ def _jpeg(page: TiffPage, data: bytes, tables: bytes, shapes: tuple[Shape, ...])
     colours = IS_RGB if page.photometric == PHOTOMETRIC.RGB and not is_jfif else b""
     if tables or colours:
         data = START + tables.removeprefix(START).removesuffix(END) + data[2:scan] + colours + data[scan:]
-    return np.asarray(simplejpeg.decode_jpeg(data, colorspace="GRAY" if n_channels == 1 else "RGB"))
+    return data
 
 
 def _jpeg_header(data: bytes) -> tuple[Shape, int, int, bool]:

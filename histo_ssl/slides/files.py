@@ -17,7 +17,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from aiohttp import ClientError
@@ -120,6 +120,11 @@ class OpenSlide(TiffSlide):
                 )
         return canvas
 
+    def jpeg(self, level: int, window: Window) -> bytes | None:
+        """The stored JPEG that a window of a level is, to be decoded alone; None where it is no such one."""
+        parts = self.levels[level]
+        return segments.jpeg_of(parts[0][0], window) if len(parts) == 1 and parts[0][1] == (0, 0) else None
+
     def fetch(self, level: int, windows: Sequence[Window]) -> None:
         """Fetch together what windows of a level are stored in, if the file is remote."""
         parts = self.levels[level]
@@ -154,6 +159,7 @@ class OpenSlide(TiffSlide):
         ]
 
 
+Opened = TypeVar("Opened", OpenSlide, OutlinedSlide | OpenSlide)
 Key = tuple[str, Stamp | None]  # path of a slide, and what it was when it was tiled
 
 
@@ -257,12 +263,23 @@ def pixels_of(
     path: str, known: Stamp | None, store: Store | None, *, level: int, window: Window
 ) -> NDArray[np.uint8]:
     """The pixels of a window of one level, (h, w, c), of a file that did not change meanwhile."""
-    with in_one_sentence(path):
-        slide = open_slides.for_tiles(path, known, store)
-        pixels = slide.pixels(level, window)
-        if slide.has_changed():
-            raise ValueError("it was written to while it was read; read it again once it is complete")
-    return pixels
+    with in_one_sentence(path), _unchanged(open_slides.for_tiles(path, known, store)) as slide:
+        return slide.pixels(level, window)
+
+
+def jpeg_of(
+    path: str, known: Stamp | None, store: Store | None, *, level: int, window: Window
+) -> bytes | None:
+    """The stored JPEG that such a window is, to be decoded alone; None where it is no such one."""
+    with in_one_sentence(path), _unchanged(open_slides.of(path, known, store)) as slide:
+        return slide.jpeg(level, window)
+
+
+@contextlib.contextmanager
+def _unchanged(slide: Opened) -> Iterator[Opened]:
+    yield slide
+    if slide.has_changed():
+        raise ValueError("it was written to while it was read; read it again once it is complete")
 
 
 def _opened(path: str, known: Stamp | None, store: Store | None) -> OpenSlide:

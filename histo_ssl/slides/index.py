@@ -73,6 +73,12 @@ class TileIndex:
         return np.stack([tiles["x"], tiles["y"]], axis=1)
 
 
+def places_of(folder: Path, start: int, stop: int) -> NDArray[np.int32]:
+    """(N, 2) left and top edges of the tiles of those numbers in a folder's index, level-0 px."""
+    tiles = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)[start:stop]
+    return np.stack([tiles["x"], tiles["y"]], axis=1)
+
+
 def write_index(folder: Path, *, status: pd.DataFrame, xy_level0: Sequence[NDArray[np.int32]]) -> TileIndex:
     """Write the tiles of a slide list and the status of its slides, each file atomically.
 

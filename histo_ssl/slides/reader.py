@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_ssl.slides.files import MAX_MPP, Facts, fetch, in_one_sentence, open_slides, pixels_of, stamp_of
+from histo_ssl.slides.files import (
+    MAX_MPP,
+    Facts,
+    fetch,
+    in_one_sentence,
+    jpeg_of,
+    open_slides,
+    pixels_of,
+    stamp_of,
+)
 from histo_ssl.slides.grid import MAX_UPSAMPLING, TileSpec
 from histo_ssl.slides.resampling import resampled
 from histo_ssl.slides.segments import WHITE, Limits
@@ -149,6 +158,18 @@ class Slide:
         """
         side, (x, y) = spec.side_level0(self.mpp), xy_level0
         return self._resampled((x, y, x + side, y + side), mpp=spec.mpp, size=(spec.size_px, spec.size_px))
+
+    def stored_jpeg(self, xy_level0: tuple[int, int], spec: TileSpec) -> bytes | None:
+        """The JPEG in the file that a tile is, whole and untouched; with what decodes it alone.
+
+        None where the tile is made of several, of parts, by resampling, or was stored otherwise.
+        """
+        side, (x, y), size = spec.side_level0(self.mpp), xy_level0, (spec.size_px, spec.size_px)
+        level = self._level(spec.mpp)
+        box, window = self._window((x, y, x + side, y + side), level=level, size=size)
+        if not is_untouched(box, size) or clipped(window, self.facts.sizes[level]) != window:
+            return None
+        return jpeg_of(self.path, self._known, self._store, level=level, window=window)
 
     def fetch(self, corners_level0: Sequence[tuple[int, int]], spec: TileSpec) -> None:
         """Fetch together what tiles are stored in that will be read soon, if the slide is remote.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import TiffFrame, TiffPage, TiffPageSeries
 
-from histo_ssl.slides.codecs import Shape, check_format, decoded
+from histo_ssl.slides.codecs import Shape, check_format, decoded, is_jpeg, jpeg_alone
 from histo_ssl.slides.kept import kept
 from histo_ssl.slides.stamps import File
 from histo_ssl.slides.stores import RemoteFile
@@ -61,6 +61,22 @@ def places(level: TiffPageSeries, windows: Sequence[Window]) -> list[tuple[int, 
     """First byte, and the one after the last, of all segments under some windows of a level."""
     under = [(page, window) for page in _pages(level) for window in windows if not is_empty(window)]
     return [place for page, window in under for place in _places(page, window)]
+
+
+def jpeg_of(level: TiffPageSeries, window: Window) -> bytes | None:
+    """The stored JPEG of three channels whose pixels a window holds, all and no others; it decodes alone.
+
+    None where the window is no stored tile, or that was stored otherwise or never written.
+    """
+    page, *others = _pages(level)
+    form, (left, top, right, bottom) = _format(page), window
+    grid = _grid(form)
+    is_one = (bottom - top, right - left) == (grid.h, grid.w) and left % grid.w == top % grid.h == 0
+    if others or not is_one or not is_jpeg(form) or form.samplesperpixel != len("RGB"):
+        return None
+    data = _stored(page, row=top // grid.h, column=left // grid.w)
+    tables = page.jpegtables or b""
+    return None if data is None else jpeg_alone(form, data, tables=tables, shapes=((grid.h, grid.w),))
 
 
 def check(level: TiffPageSeries) -> None:
@@ -212,7 +228,18 @@ def _shared_segment(
 
 def _segment(page: TiffPage | TiffFrame, grid: Grid, *, row: int, column: int) -> NDArray[np.uint8] | None:
     """One stored tile or strip, (h, w, c); None if it was never written."""
+    data = _stored(page, row=row, column=column)
+    if data is None:
+        return None
+    whole, rest = (grid.h, grid.w), _rest(_format(page), grid, row=row, column=column)
+    shapes = whole, rest, (rest[0], grid.w)
     index = row * grid.n_columns + column
+    return decoded(_format(page), data, index, tables=page.jpegtables, shapes=shapes)
+
+
+def _stored(page: TiffPage | TiffFrame, *, row: int, column: int) -> bytes | None:
+    """The bytes of one stored tile or strip; None if it was never written."""
+    index = row * _grid(_format(page)).n_columns + column
     if index >= len(page.dataoffsets) and page.parent.is_philips:
         return None
     start, size = page.dataoffsets[index], page.databytecounts[index]
@@ -223,9 +250,7 @@ def _segment(page: TiffPage | TiffFrame, grid: Grid, *, row: int, column: int) -
     data = file.read(size)
     if len(data) < size:
         raise ValueError(f"a tile is stored in bytes {start} to {start + size}, the file ends before")
-    whole, rest = (grid.h, grid.w), _rest(_format(page), grid, row=row, column=column)
-    shapes = whole, rest, (rest[0], grid.w)
-    return decoded(_format(page), data, index, tables=page.jpegtables, shapes=shapes)
+    return data
 
 
 def _rest(page: TiffPage, grid: Grid, *, row: int, column: int) -> Shape:

@@ -43,3 +43,16 @@ def test_images_of_one_s_own_take_no_tiles_and_a_table_of_tiles_does(compose: Ca
         "a.csv": False,
     }
     assert not compose("method=random", "backbone=vit_t").has_images
+
+
+def test_nothing_but_where_tiles_are_read_from_depends_on_packs(compose: Callable[..., Plan]) -> None:
+    asked = ("method=dino", "backbone=vit_t", "data=slides", "data.root=/slides", "task.data=${data}")
+    plain, packed = compose(*asked), compose(*asked, "data.pack=true")
+    assert (plain.is_packed, packed.is_packed) == (False, True)
+    for name in ("tile_folder", "task_tile_folder", "pretrain_folder", "result_folder"):
+        assert getattr(plain, name) == getattr(packed, name), name
+    assert plain.tile_config == packed.tile_config
+    assert packed.task_tile_folder == packed.tile_folder
+    assert packed.pack_folder("a") != packed.pack_folder("b")
+    assert packed.pack_folder("a").parent.name == "packs"
+    assert not compose("method=dino", "backbone=vit_t", "data=images", "data.root=/tiles").is_packed

@@ -96,6 +96,7 @@ class TileLoader(DataLoader[Any]):
             **loading.arguments(),
         )
         self.loading = loading
+        self.waited_s = 0.0  # of whoever draws batches, for workers or for reading by itself
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches in order.
@@ -110,12 +111,14 @@ class TileLoader(DataLoader[Any]):
         ):  # torch's would raise anywhere; here a lost worker is looked for
             batches = super().__iter__()
         while True:
+            started = time.monotonic()
             try:
                 batch = self._next(batches)
             except StopIteration:
                 return
             except (RuntimeError, ValueError, OSError, EOFError) as error:
                 raise _explained(error, self.loading) from error
+            self.waited_s += time.monotonic() - started
             yield batch
 
     def _next(self, batches: Iterator[Any]) -> Any:

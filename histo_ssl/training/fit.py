@@ -18,6 +18,7 @@ from histo_ssl.parallel.sharding import gather_weights
 from histo_ssl.stain.base import NOT_RESTAINED
 from histo_ssl.training.checkpoints import Checkpoints, KeepCheckpoints
 from histo_ssl.training.failures import FailedTiles, NotRestainedTiles, SkippedSteps, named_tiles
+from histo_ssl.training.feeding import Feeding
 from histo_ssl.training.interruption import Interruption
 from histo_ssl.training.recording import MetricsLog, ProgressLine, StepClock, StepSeed
 
@@ -90,6 +91,7 @@ def train(
     fitted = trainer(
         callbacks=[
             *_recording(data, online, folder=folder, recording=recording),
+            Feeding(data),
             failed,
             *([left] if left else []),
             SkippedSteps(limits.max_skipped),

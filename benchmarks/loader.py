@@ -11,7 +11,7 @@ The aim is 2,400 tiles/s by 16 workers. If each has a core, a core must serve 15
 processor time, that of workers and main process together, the workers' start included. Measured are that
 time, and tiles/s of wall time with the workers that there are: 16 where there are as many cores, else one per
 core. With fewer the step to 16 is arithmetic, which knows nothing of what 16 lose to each other, and the
-wall's time has no target.
+wall's time has no target. Each case is read again from packs (`data.pack=true`), in turn with its slides.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from contests import CannotRunError, Ratio, within
+from contests import CannotRunError, Contest, Ratio, ratio_of, within
 from embedding import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -36,7 +36,10 @@ from reading import MPP, TILE_PX, drawn, write_scan
 
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
+from histo_ssl.data.packed import pack_tiles, with_packs
 from histo_ssl.data.sources import open_source
+from histo_ssl.executors.base import Processes
+from histo_ssl.executors.processes import Local
 from histo_ssl.folders.artifacts import write_json
 from histo_ssl.parallel.memory import keep_freed_memory
 from histo_ssl.slides.index import write_index
@@ -54,6 +57,7 @@ CASES = {
     f"20x, {MANY} slides": (2 * MPP, MANY),
     f"40x read as 20x, {MANY} slides": (MPP, MANY),
 }
+PACKED = ", packed"  # ends the names of cases that are read from packs
 Seconds = tuple[float, float, float]  # processor time of the workers, of this process, and wall time
 
 
@@ -62,7 +66,9 @@ def measure(device: str) -> list[Ratio]:
     if device != "cpu":
         raise CannotRunError("slides are read on the CPU; `make bench` measures that")
     n_workers = default_workers()
-    return [row for case, taken in seconds(n_workers).items() for row in _ratios(case, taken, n_workers)]
+    taken = seconds(n_workers)
+    rows = [row for case, found in taken.items() for row in _ratios(case, found, n_workers)]
+    return [*rows, *(_against_slides(case, taken) for case in CASES)]
 
 
 def main() -> None:
@@ -92,13 +98,14 @@ def _n_cores() -> int:
 def seconds(n_workers: int) -> dict[str, list[Seconds]]:
     """What a tile took in every round of every case, all in turn; the first, which warms up, is left out."""
     keep_freed_memory()  # as a run does
-    taken: dict[str, list[Seconds]] = {case: [] for case in CASES}
+    taken: dict[str, list[Seconds]] = {case + packed: [] for case in CASES for packed in ("", PACKED)}
     with lists_of_tiles() as folders:
         for i in range(N_ROUNDS + 1):
-            for case, folder in folders.items():
-                found = _round(datamodule(folder, n_workers), i)
+            for case, of_case in taken.items():
+                folder = folders[case.removesuffix(PACKED)]
+                found = _round(datamodule(folder, n_workers, is_packed=case.endswith(PACKED)), i)
                 if i:
-                    taken[case].append(found)
+                    of_case.append(found)
     return taken
 
 
@@ -122,9 +129,10 @@ def _processor_s() -> tuple[float, float]:
     return workers, here
 
 
-def datamodule(folder: Path, n_workers: int) -> TileDataModule:
+def datamodule(folder: Path, n_workers: int, *, is_packed: bool) -> TileDataModule:
     """The data of a training on the tiles of a folder."""
     source = open_source(folder)
+    source = with_packs(source, lambda _: folder / "packs") if is_packed else source
     loading = {**OmegaConf.to_container(composed().loader), "n_workers": n_workers}
     return TileDataModule(
         source=source,
@@ -162,17 +170,23 @@ def _surveyed(folder: Path, mpp: float) -> Path:
     cfg = composed("data=slides", "tiling=study", f"data.root={slides}")
     tiling = instantiate(cfg.tiling, size_px=TILE_PX, stride_px=TILE_PX, mpp=2 * MPP)
     data = instantiate(OmegaConf.to_container(cfg.data, resolve=True))
-    data.tile(tiling, folder=folder / "tiles", home=folder, n_processes=0, slide_timeout_s=600)
-    return folder / "tiles"
+    tiles = folder / "tiles"
+    data.tile(tiling, folder=tiles, home=folder, n_processes=0, slide_timeout_s=600)
+    here = Processes(n=0, timeout_s=600, memory_gb=8)
+    (tiles / "packs").mkdir()
+    pack_tiles(tiles / "packs", source=open_source(tiles), processes=here, executor=Local(retries=0))  # type: ignore[arg-type]
+    return tiles
 
 
 def _listed(surveyed: Path, folder: Path, *, n_slides: int) -> Path:
     """A tile folder of many slides that are links to a few."""
     index = open_source(surveyed).index  # type: ignore[attr-defined]
     rows: list[dict[str, Any]] = index.slides.to_dict("records")
-    folder.mkdir()
+    (folder / "packs").mkdir(parents=True)
     for i in range(n_slides):
-        os.link(rows[i % len(rows)]["path"], folder / f"S{i:05}.tif")
+        row = rows[i % len(rows)]
+        os.link(row["path"], folder / f"S{i:05}.tif")
+        os.link(surveyed / "packs" / f"{row['slide_id']}.pack", folder / "packs" / f"S{i:05}.pack")
     status = [
         {**rows[i % len(rows)], "slide_id": f"S{i:05}", "path": str(folder / f"S{i:05}.tif")}
         for i in range(n_slides)
@@ -203,6 +217,24 @@ def _ratios(case: str, taken: list[Seconds], n_workers: int) -> list[Ratio]:
         clock="wall",
     )
     return [cost, speed if n_workers == N_WORKERS else replace(speed, target=None)]
+
+
+def _against_slides(case: str, taken: dict[str, list[Seconds]]) -> Ratio:
+    """Packs against the slides that they are made of, by processor time."""
+    contest = Contest(
+        part="loader",
+        case=case + PACKED,
+        n_items=1,
+        item="tile",
+        ours=lambda i: None,  # noqa: ARG005
+        peers={},
+        targets={"its slides": None},
+        n_rounds=N_ROUNDS,
+    )
+    packs, slides = (
+        [(workers + here, wall) for workers, here, wall in taken[name]] for name in (case + PACKED, case)
+    )
+    return ratio_of(contest, "its slides", ours=packs, theirs=slides)
 
 
 def _row(case: str, taken: list[Seconds]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.packed import PackedTiles, pack_tiles, with_packs
+from histo_ssl.data.rows import InRuns
 from histo_ssl.data.sheet import write_sheet
 from histo_ssl.data.sources import open_source
 from histo_ssl.embed import Embedding, Spread, embed_tiles
@@ -246,10 +247,11 @@ def _source(plan: Plan) -> TileSource:
 
 
 def _datamodule(plan: Plan) -> TileDataModule:
-    source = _source(plan)
+    source, run_length = _source(plan), plan.cfg.training.run_length
+    rows = source.training_rows()
     return TileDataModule(
         source=source,
-        rows=source.training_rows(),
+        rows=InRuns(rows, run_length) if run_length > 1 else rows,
         views=instantiate({**plan.group("views"), "stain": plan.group("stain") or None}),
         batch_size=plan.cfg.training.batch_size,
         epochs=plan.cfg.training.epochs,

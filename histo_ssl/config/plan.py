@@ -15,6 +15,7 @@ from histo_ssl.folders.changes import LISTING
 LEAST = {
     "training.epochs": 1,
     "training.batch_size": 1,
+    "training.run_length": 1,
     "embedding.batch_size": 1,
     "checkpoint_every": 1,
     "log_every": 1,
@@ -153,6 +154,8 @@ class Plan:
             method = _by_content(self.group("method"), key="path")
             return {"backbone": self._backbone, "method": method, **self.stain_config}
         groups = {name: self.group(name) for name in ("views", "method", "training", "seed")}
+        if groups["training"]["run_length"] == 1:  # as trainings were before there were runs
+            del groups["training"]["run_length"]
         return {**groups, "backbone": self._backbone, **self.stain_config}
 
     @property

@@ -19,8 +19,8 @@ from torch.utils.data import Sampler
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading, TileLoader
 from histo_ssl.data.reading import Batch, ReplacedTiles, Wanted
-from histo_ssl.data.rows import RowList
-from histo_ssl.data.shuffle import N_SHUFFLED_WHOLE, shuffled_rows
+from histo_ssl.data.rows import InRuns, RowList
+from histo_ssl.data.shuffle import N_SHUFFLED_WHOLE, rows_in_runs, shuffled_rows
 from histo_ssl.views.compose import Views
 
 
@@ -50,7 +50,9 @@ class StepSampler(Sampler[list[Wanted]]):
         for step in range(self.first_step, self.n_steps):
             epoch, place = divmod(step, self.steps_per_epoch)
             places = place * self.batch_size + self.rank * share + np.arange(share)
-            if len(self.rows) <= N_SHUFFLED_WHOLE:
+            if isinstance(self.rows, InRuns):
+                rows = rows_in_runs(self.rows, places, seed=self.seed, epoch=epoch)
+            elif len(self.rows) <= N_SHUFFLED_WHOLE:
                 rows = whole(epoch)[places]
             else:
                 rows = shuffled_rows(self.rows, places, seed=self.seed, epoch=epoch)
@@ -91,7 +93,7 @@ class TileDataModule(LightningDataModule):
 
         Args:
             source: reads tiles.
-            rows: numbers of the tiles to train on.
+            rows: numbers of the tiles to train on; `InRuns` where a batch draws neighbours together.
             views: makes views of a batch of tiles.
             batch_size: tiles per optimiser step, over all ranks and accumulated batches.
             epochs: passes over the tiles.

@@ -6,6 +6,7 @@ Letters: B places asked for at a time.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,4 +46,25 @@ class Runs:
         """The numbers at some places, (B,); place 2 of the runs 5-6 and 9-11 has 9."""
         run = np.searchsorted(self._n_before, places, side="right") - 1
         found: NDArray[np.int64] = self._starts[run] + places - self._n_before[run]
+        return found
+
+
+@dataclass(frozen=True)
+class InRuns:
+    """Numbers of tiles of which neighbours are to be drawn together.
+
+    Args:
+        rows: the numbers.
+        run_length: places of `rows` in a row that stay together.
+    """
+
+    rows: RowList
+    run_length: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers at some places, (B,), as of `rows`."""
+        found: NDArray[np.int64] = self.rows[places]
         return found

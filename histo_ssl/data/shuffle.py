@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histo_ssl.data.rows import RowList
+from histo_ssl.data.rows import InRuns, RowList
 from histo_ssl.views.draws import output, wrapped
 
 # Twice what pseudorandom round functions need (Luby and Rackoff, SIAM J. Comput. 17(2), 1988).
@@ -22,6 +22,23 @@ def shuffled_rows(rows: RowList, places: NDArray[np.int64], *, seed: int, epoch:
     key = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
     found: NDArray[np.int64] = rows[permuted(torch.from_numpy(places), n=len(rows), key=key).numpy()]
     return found
+
+
+def rows_in_runs(rows: InRuns, places: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The same of a shuffle that keeps neighbours together, so that they are read at less cost.
+
+    A run is `run_length` places of the list in a row: tiles beside each other on one slide, but for those at
+    a slide's end. Where the first run begins is drawn anew for each epoch, so runs are other ones, too; what
+    is left over comes at the epoch's end. Runs are shuffled, and in a batch of B tiles there are B /
+    `run_length` of them.
+    """
+    key, first = np.random.SeedSequence([seed, epoch]).generate_state(2, np.uint64)
+    n_runs = len(rows) // rows.run_length
+    runs, within = np.divmod(places, rows.run_length)
+    is_whole = runs < n_runs
+    runs[is_whole] = permuted(torch.from_numpy(runs[is_whole]), n=n_runs, key=int(key)).numpy()
+    first_place = int(first) % len(rows)
+    return rows[(first_place + runs * rows.run_length + within) % len(rows)]
 
 
 def permuted(places_B: Tensor, *, n: int, key: int) -> Tensor:

@@ -45,6 +45,16 @@ def test_images_of_one_s_own_take_no_tiles_and_a_table_of_tiles_does(compose: Ca
     assert not compose("method=random", "backbone=vit_t").has_images
 
 
+def test_only_runs_of_several_tiles_make_another_training(compose: Callable[..., Plan]) -> None:
+    def planned(*overrides: str) -> Plan:
+        return compose("method=dino", "backbone=vit_t", *overrides)
+
+    plain, alone, runs = planned(), planned("training.run_length=1"), planned("training.run_length=4")
+    assert plain.pretrain_folder == alone.pretrain_folder != runs.pretrain_folder
+    assert plain.pretrain_config["training"] == {"epochs": 3, "batch_size": 32}  # as before there were runs
+    assert runs.pretrain_config["training"]["run_length"] == 4
+
+
 def test_nothing_but_where_tiles_are_read_from_depends_on_packs(compose: Callable[..., Plan]) -> None:
     asked = ("method=dino", "backbone=vit_t", "data=slides", "data.root=/slides", "task.data=${data}")
     plain, packed = compose(*asked), compose(*asked, "data.pack=true")

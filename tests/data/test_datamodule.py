@@ -1,7 +1,7 @@
 """Which tiles a step sees, and that the way they are read changes nothing."""
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.datamodule import ReplacedTiles, StepSampler, TileDataModule
 from histo_ssl.data.loading import Loading
+from histo_ssl.data.rows import InRuns
 from histo_ssl.views.compose import Views
 
 Source = Callable[[int], TileSource]
@@ -24,6 +25,9 @@ def _module(
     return TileDataModule(source=source, rows=rows, views=views, loading=loading, **values)
 
 
+RUN_LENGTH = 1  # of the sampler's tiles
+
+
 def _sampler(**changes: int) -> StepSampler:
     values = {
         "batch_size": 4,
@@ -34,14 +38,17 @@ def _sampler(**changes: int) -> StepSampler:
         "n_ranks": 1,
         "seed": 0,
     }
-    return StepSampler(rows=np.arange(22) + 100, **{**values, **changes})
+    rows = np.arange(22) + 100
+    return StepSampler(rows=InRuns(rows, RUN_LENGTH) if RUN_LENGTH > 1 else rows, **{**values, **changes})
 
 
-@pytest.fixture(params=["short", "long"])
+@pytest.fixture(params=["short", "long", "runs of 2", "runs of 3"])
 def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All holds for lists that are shuffled whole, and for those that are too long for it."""
+    """All holds for lists that are shuffled whole, for those that are too long for it, and in runs."""
     if request.param == "long":
         monkeypatch.setattr("histo_ssl.data.datamodule.N_SHUFFLED_WHOLE", 0)
+    if request.param.startswith("runs"):
+        monkeypatch.setattr("tests.data.test_datamodule.RUN_LENGTH", int(request.param[-1]))
 
 
 @pytest.mark.usefixtures("length")
@@ -73,6 +80,55 @@ def test_ranks_together_see_what_one_rank_sees(n_ranks: int) -> None:
     shares = [list(_sampler(rank=rank, n_ranks=n_ranks)) for rank in range(n_ranks)]
     together = [list(chain.from_iterable(step)) for step in zip(*shares, strict=True)]
     assert together == list(_sampler())
+
+
+@pytest.mark.parametrize("run_length", [2, 4])
+def test_neighbours_of_a_run_are_drawn_together_and_in_other_runs_the_next_time(
+    monkeypatch: pytest.MonkeyPatch, run_length: int
+) -> None:
+    monkeypatch.setattr("tests.data.test_datamodule.RUN_LENGTH", run_length)
+    steps = list(_sampler())
+    pairs = [{(a, b) for (a, _), (b, _) in pairwise(step) if b == a + 1} for step in steps]
+    assert all(
+        len(found) >= len(step) - len(step) // run_length - 1
+        for found, step in zip(pairs, steps, strict=True)
+    )
+    first, second = (set().union(*pairs[5 * epoch : 5 * epoch + 5]) for epoch in (0, 1))
+    assert first != second
+
+
+def test_the_variance_of_a_batch_grows_as_runs_that_resemble_each_other_say() -> None:
+    """Half of a tile's variance is its slide's: runs of L give a batch's mean 1 + (L - 1) / 2 times it.
+
+    2,000 epochs of one batch of 64: a variance is known to 3 %, so their ratio to 5 %; the rest of the
+    tolerance is for runs over the border of two slides, 1 of 25 (L = 4) or 1 of 12 (L = 8).
+    """
+    random = np.random.default_rng(0)
+    n_slides, n_tiles = 100, 100
+    slide = np.arange(n_slides).repeat(n_tiles)
+    values = random.normal(size=n_slides)[slide] + random.normal(size=n_slides * n_tiles)
+    found, n_of_slides = {}, {}
+    for run_length in (1, 4, 8):
+        sampler = StepSampler(
+            rows=InRuns(np.arange(len(values)), run_length),
+            batch_size=64,
+            steps_per_epoch=1,
+            n_steps=2000,
+            first_step=0,
+            rank=0,
+            n_ranks=1,
+            seed=0,
+        )
+        rows = np.array([[row for row, _ in step] for step in sampler])
+        found[run_length] = values[rows].mean(axis=1).var()
+        n_of_slides[run_length] = np.mean([len(set(slide[batch])) for batch in rows])
+    assert found[1] * 64 == pytest.approx(values.var(), rel=0.1)
+    assert found[4] / found[1] == pytest.approx(2.5, rel=0.15)
+    assert found[8] / found[1] == pytest.approx(4.5, rel=0.15)
+    # of 64 draws, of 16 runs and of 8, as many different slides of 100 as balls hit boxes
+    for run_length, n in n_of_slides.items():
+        n_stretches = 64 / run_length * (1 + (run_length - 1) / n_tiles)  # some runs lie on two slides
+        assert n == pytest.approx(100 * (1 - 0.99**n_stretches), rel=0.03)
 
 
 def test_accumulated_batches_together_are_the_batch(image_source: Source, views: Views) -> None:

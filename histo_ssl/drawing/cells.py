@@ -6,9 +6,11 @@ Letters: N places or cells. Positions are (x, y) in um from the slide's upper le
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage, spatial
 
-from histo_ssl.drawing.layout import Floats, Layout, Tissue, hexagonal, rotation
+from histo_ssl.drawing.layout import Layout, Tissue, hexagonal, rotation
+from histo_ssl.drawing.windows import Floats
 from histo_ssl.units import area_mm2
 
 TUMOUR_CELLS_PER_MM2 = 4300.0  # of the tumour's area: the same in nests and in files, so colour is the same
@@ -55,6 +57,18 @@ class Blobs:
     xy_um: Floats  # (N, 2) centres
     half_um: Floats  # (N, 2) half axes
     angle: Floats  # (N,) radians, of the first axis
+
+    def reach_um(self) -> Floats:
+        """Half the side (N,) of the square around each, upright, that just holds it."""
+        cos, sin = np.cos(self.angle), np.sin(self.angle)
+        along, across = self.half_um.T
+        return np.asarray(
+            np.maximum(np.hypot(along * cos, across * sin), np.hypot(along * sin, across * cos))
+        )
+
+    def take(self, chosen: NDArray[np.intp]) -> "Blobs":
+        """Those of these numbers, in their order."""
+        return Blobs(xy_um=self.xy_um[chosen], half_um=self.half_um[chosen], angle=self.angle[chosen])
 
     def scaled(self, factor: float) -> "Blobs":
         """The same ellipses, larger or smaller around their centres."""

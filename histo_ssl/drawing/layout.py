@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage, spatial
+from scipy import fft, ndimage, spatial
 
-Floats = NDArray[np.float32]
+from histo_ssl.drawing.windows import Floats, Stretched
+
 LABEL_MPP = 4.0  # um per pixel of the label raster: half a nucleus, fine enough for any tile
 SWAY_UM = ((350.0, 34.0), (110.0, 6.0))  # (wavelength, amplitude) by which fibres leave the straight line
 BORDER_UM = ((150.0, 26.0), (50.0, 8.0), (18.0, 4.0))  # the same of the borders between regions
@@ -59,16 +60,25 @@ def resized(field_HW: Floats, shape: tuple[int, int]) -> Floats:
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], *, period_px: float) -> Floats:
     """Gaussian noise (rows, columns) without detail finer than `period_px`, mean about 0, SD about 0.8."""
+    return resized(_coarse_noise(rng, shape, period_px=period_px), shape)
+
+
+def stretched_noise(rng: np.random.Generator, shape: tuple[int, int], *, period_px: float) -> Stretched:
+    """The same noise as `smooth_noise`, to be made window by window."""
+    return Stretched(_coarse_noise(rng, shape, period_px=period_px), shape)
+
+
+def _coarse_noise(rng: np.random.Generator, shape: tuple[int, int], *, period_px: float) -> Floats:
     coarse = tuple(max(2, round(side / period_px) + 1) for side in shape)
-    return resized(rng.standard_normal(coarse, dtype=np.float32), shape)
+    return rng.standard_normal(coarse, dtype=np.float32)
 
 
 def periodic_noise(
     rng: np.random.Generator, shape: tuple[int, int], *, sigma_px: tuple[float, float]
 ) -> Floats:
     """Gaussian noise with a blur of `sigma_px` (rows, columns), mean 0, SD 1; its edges fit each other."""
-    white = np.fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
-    blurred = np.fft.irfft2(ndimage.fourier_gaussian(white, sigma_px, n=shape[1]))
+    white = fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
+    blurred = fft.irfft2(ndimage.fourier_gaussian(white, sigma_px, n=shape[1]))
     return np.asarray((blurred - blurred.mean()) / blurred.std(), dtype=np.float32)
 
 

@@ -6,25 +6,26 @@ mixed from textures; both together are the painting.
 Letters: H, W the slide in px; h, w the label raster; N places. Stains are optical densities to base e.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import spatial, special
+from scipy import spatial
 
 from histo_ssl.drawing import cells
 from histo_ssl.drawing.canvas import Canvas, blank_canvas
 from histo_ssl.drawing.cells import Nucleus
 from histo_ssl.drawing.layout import (
-    Floats,
     Layout,
     Tissue,
     hexagonal,
     raster_places,
     resized,
     smooth_noise,
+    stretched_noise,
 )
-from histo_ssl.drawing.textures import draw_textures, tiled
+from histo_ssl.drawing.textures import Textures, draw_textures, tiled
+from histo_ssl.drawing.windows import Floats, Stretched, Window, logistic, windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ LOOKS = {
 }
 TUMOUR_MEAN = Look(haematoxylin=0.40, eosin=0.40)  # on average, cells included: equal in both tumours
 CYTOPLASM = Look(haematoxylin=0.30, eosin=0.40, grain=0.18)
+CORE = 0.9  # share of tumour around a place, from which on it counts for the mean
 UNDER_NUCLEUS = 0.35  # share of the eosin that a nucleus displaces
 # Diameters of tumour cells: those in files overlap less, so smaller ones cover as much.
 NEST_BODY_UM, FILE_BODY_UM = 12.3, 11.2
@@ -101,18 +103,24 @@ def paint(layout: Layout, *, mpp: float, rng: np.random.Generator) -> Painting:
     lay_glands(canvas, layout)
     lay_populations(canvas, layout)
     cut_fat(canvas, layout)
-    haematoxylin, eosin = ground(layout, canvas)
-    cytoplasm(canvas, haematoxylin, eosin)
-    eosin *= 1 - UNDER_NUCLEUS * canvas.chromatin_HW.clip(max=1)
-    haematoxylin += canvas.chromatin_HW
-    even_out_tumour(layout, haematoxylin, eosin)
-    outline_um = resized(layout.outline_HW, haematoxylin.shape) * layout.side_um
-    solid = special.expit(outline_um) * (1 - canvas.holes_HW)
-    return Painting(
-        haematoxylin_HW=haematoxylin * solid,
-        eosin_HW=eosin * solid,
-        nuclei_HW=canvas.nuclei_HW & (solid > 0.5),
-    )
+    ground = draw_ground(layout, canvas)
+    shape = canvas.nuclei_HW.shape
+    haematoxylin, eosin = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    on_tissue = [window for window in windows(shape) if ground.has_tissue(window)]
+    for window in on_tissue:
+        haematoxylin[window], eosin[window] = ground.at(window)
+        cytoplasm(canvas, window, haematoxylin[window], eosin[window])
+        eosin[window] *= 1 - np.float32(UNDER_NUCLEUS) * canvas.chromatin_HW[window].clip(max=1)
+        haematoxylin[window] += canvas.chromatin_HW[window]
+    even_out_tumour(layout, on_tissue, haematoxylin, eosin)
+    outline_um = Stretched(layout.outline_HW * np.float32(layout.side_um), shape)
+    nuclei = np.zeros(shape, dtype=np.bool_)
+    for window in on_tissue:
+        solid = logistic(outline_um.at(window)) * (1 - canvas.holes_HW[window])
+        haematoxylin[window] *= solid
+        eosin[window] *= solid
+        nuclei[window] = canvas.nuclei_HW[window] & (solid > 0.5)
+    return Painting(haematoxylin_HW=haematoxylin, eosin_HW=eosin, nuclei_HW=nuclei)
 
 
 def lay_tumour(canvas: Canvas, layout: Layout) -> None:
@@ -162,43 +170,79 @@ def cut_fat(canvas: Canvas, layout: Layout) -> None:
     first, second, third = np.asarray(spatial.KDTree(centres).query(places, k=3)[0]).T
     beyond_um = np.zeros(side * side, dtype=np.float32)
     beyond_um[share > FAT_EDGE / 2] = second - first - 5 * np.exp((first - third) / 5)  # 0 amid a wall
-    beyond_um, share = (
-        resized(field.reshape(side, side), canvas.holes_HW.shape) for field in (beyond_um, share)
-    )
-    holes = special.expit((beyond_um - FAT_WALL_UM) * 2) * special.expit((share - FAT_EDGE) * 12)
-    np.maximum(canvas.holes_HW, holes, out=canvas.holes_HW)
+    fields = Stretched(np.stack([beyond_um, share]).reshape(2, side, side), canvas.holes_HW.shape)
+    for window in windows(canvas.holes_HW.shape):
+        if not fields.part(window)[1].any():
+            continue
+        beyond_um, share = fields.at(window)
+        holes = logistic((beyond_um - FAT_WALL_UM) * 2) * logistic((share - FAT_EDGE) * 12)
+        np.maximum(canvas.holes_HW[window], holes, out=canvas.holes_HW[window])
 
 
-def ground(layout: Layout, canvas: Canvas) -> tuple[Floats, Floats]:
-    """Haematoxylin and eosin (H, W) between the cells."""
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What lies between the cells."""
+
+    looks: Stretched  # (6, H, W): the fields of a Look in their order
+    cloud: Stretched
+    textures: Textures
+
+    def has_tissue(self, window: Window) -> bool:
+        """Whether there is any in a window; without, both stains are 0 there."""
+        return bool(self.looks.part(window).any())
+
+    def at(self, window: Window) -> tuple[Floats, Floats]:
+        """Haematoxylin and eosin (H, W) in a window; textures that no tissue has here are not made."""
+        haematoxylin, eosin, fibre, grain, web, cleft = self.looks.at(window)
+        _, _, has_fibre, has_grain, has_web, has_cleft = np.any(self.looks.part(window), axis=(1, 2)).tolist()
+        cloud = self.cloud.at(window)
+        texture = 1 + np.float32(0.1) * cloud
+        if has_grain:
+            texture += grain * self.textures.grain(window)
+        if has_fibre or has_cleft:
+            streaks, clefts = self.textures.fibre(window)
+            texture += fibre * streaks * (1 + np.float32(0.35) * cloud)
+            emptiness = cleft * logistic((clefts - np.float32(1.9) + np.float32(0.4) * cloud) * 5)
+            texture = texture.clip(0.12) * (1 - emptiness)
+        haematoxylin *= texture
+        if has_web:
+            haematoxylin += web * self.textures.web(window)
+        return haematoxylin, eosin * texture
+
+
+def draw_ground(layout: Layout, canvas: Canvas) -> Ground:
+    """The ground of a slide of this plan."""
     shape = canvas.holes_HW.shape
-    textures = draw_textures(canvas.rng, layout.flow, side_px=len(canvas.holes_HW), mpp=canvas.mpp)
-    cloud = smooth_noise(canvas.rng, shape, period_px=45 / canvas.mpp)
-
-    def mix(quality: str) -> Floats:
-        table = np.array([getattr(LOOKS[tissue], quality) for tissue in Tissue], dtype=np.float32)
-        return resized(table[layout.labels_HW], shape)
-
-    texture = 1 + 0.1 * cloud + mix("grain") * textures.grain_HW
-    texture += mix("fibre") * textures.fibre_HW * (1 + 0.35 * cloud)
-    clefts = special.expit((textures.cleft_HW - 1.9 + 0.4 * cloud) * 5)
-    texture = texture.clip(0.12) * (1 - mix("cleft") * clefts)
-    return mix("haematoxylin") * texture + mix("web") * textures.web_HW, mix("eosin") * texture
+    textures = draw_textures(canvas.rng, layout.flow, shape=shape, mpp=canvas.mpp)
+    table = np.array([astuple(LOOKS[tissue]) for tissue in Tissue], dtype=np.float32)
+    return Ground(
+        looks=Stretched(np.moveaxis(table[layout.labels_HW], -1, 0), shape),
+        cloud=stretched_noise(canvas.rng, shape, period_px=45 / canvas.mpp),
+        textures=textures,
+    )
 
 
-def cytoplasm(canvas: Canvas, haematoxylin_HW: Floats, eosin_HW: Floats) -> None:
-    """Lay the cells' bodies over the ground, in place."""
-    shade = 1 + CYTOPLASM.grain * tiled(canvas.grain_PP, haematoxylin_HW.shape)
-    haematoxylin_HW += canvas.bodies_HW * (CYTOPLASM.haematoxylin * shade - haematoxylin_HW)
-    eosin_HW += canvas.bodies_HW * (CYTOPLASM.eosin * shade - eosin_HW)
-
-
-def even_out_tumour(layout: Layout, haematoxylin_HW: Floats, eosin_HW: Floats) -> None:
-    """Scale both stains of the tumour to the means that either kind of tumour has, in place."""
-    is_tumour = layout.is_tissue(Tissue.TUMOUR_NESTS, Tissue.SINGLE_FILES)
-    if not is_tumour.any():
+def cytoplasm(canvas: Canvas, window: Window, haematoxylin_HW: Floats, eosin_HW: Floats) -> None:
+    """Lay the cells' bodies over the ground of a window, in place."""
+    bodies = canvas.bodies_HW[window]
+    if not bodies.any():
         return
-    share = resized(is_tumour.astype(np.float32), haematoxylin_HW.shape).clip(0, 1)
-    core = share > 0.9 * share.max()
-    haematoxylin_HW *= 1 + share * (TUMOUR_MEAN.haematoxylin / haematoxylin_HW[core].mean() - 1)
-    eosin_HW *= 1 + share * (TUMOUR_MEAN.eosin / eosin_HW[core].mean() - 1)
+    shade = 1 + np.float32(CYTOPLASM.grain) * tiled(canvas.grain_PP, window)
+    haematoxylin_HW += bodies * (np.float32(CYTOPLASM.haematoxylin) * shade - haematoxylin_HW)
+    eosin_HW += bodies * (np.float32(CYTOPLASM.eosin) * shade - eosin_HW)
+
+
+def even_out_tumour(
+    layout: Layout, on_tissue: list[Window], haematoxylin_HW: Floats, eosin_HW: Floats
+) -> None:
+    """Scale both stains of the tumour to the means that either kind of tumour has, in place."""
+    is_tumour = layout.is_tissue(Tissue.TUMOUR_NESTS, Tissue.SINGLE_FILES).astype(np.float32)
+    tumour = Stretched(is_tumour, haematoxylin_HW.shape)
+    shares = [(window, tumour.at(window).clip(0, 1)) for window in on_tissue if tumour.part(window).any()]
+    if not shares:
+        return
+    cores = [(window, share > CORE) for window, share in shares]
+    for layer, mean in ((haematoxylin_HW, TUMOUR_MEAN.haematoxylin), (eosin_HW, TUMOUR_MEAN.eosin)):
+        found = np.concatenate([layer[window][core] for window, core in cores]).mean(dtype=np.float64)
+        for window, share in shares:
+            layer[window] *= 1 + share * np.float32(mean / found - 1)

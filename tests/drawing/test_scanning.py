@@ -7,10 +7,12 @@ from histo_ssl.drawing.scanning import (
     DARK_CORNERS,
     EOSIN,
     HAEMATOXYLIN,
+    SENSOR_SD,
     Stain,
     fold,
     pen_mark,
     scan,
+    sensor_noise,
     site_stain,
 )
 
@@ -82,3 +84,10 @@ def test_a_pen_mark_covers_a_stripe_and_darkens_all_colours_it_should() -> None:
     rgb = scan(flat(0, 0), stain, np.random.default_rng(0), ink_HW=ink)
     assert rgb[ink > 0.7][:, 0].mean() < 60  # every ink absorbs red
     assert rgb[ink < 0.01].mean() > 230
+
+
+def test_the_sensors_noise_is_normal() -> None:
+    noise = sensor_noise(np.random.default_rng(0), (500, 400))
+    assert noise.mean() == pytest.approx(0, abs=0.01)  # SD of the mean: 1.1 / sqrt(200,000) = 0.0025
+    assert noise.std() == pytest.approx(SENSOR_SD, rel=0.01)
+    assert (np.abs(noise) < SENSOR_SD).mean() == pytest.approx(0.683, abs=0.01)

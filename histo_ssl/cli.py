@@ -182,12 +182,22 @@ def _job(cfg: DictConfig) -> float | None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactingFilter())
+    _warm_up(cfg)
     from histo_ssl import stages  # noqa: PLC0415 (torch and Lightning take seconds to import)
 
     plans = [_plan(cfg, job), *(_plan_of(task, job) for task in cfg.also_tasks)]
     stages.run(*plans)
     sweeps.say(results=[str(plan.result_folder.resolve()) for plan in plans])
     return None
+
+
+def _warm_up(cfg: DictConfig) -> None:
+    """Let the server of processes for slides import what it needs while this process imports torch."""
+    is_rank_0 = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
+    if "tile" in cfg.stages and cfg.n_processes and is_rank_0:
+        from histo_ssl.executors.processes import start_server  # noqa: PLC0415 (the help needs none)
+
+        start_server()
 
 
 def _plan_of(task: str, job: Any) -> "Plan":

@@ -78,7 +78,7 @@ MAY_IMPORT = {
         *("report", "scoring", "slides", "training"),
     },
     "sweeps": {"folders"},
-    "cli": {"config", "folders", "signals", "stages", "sweeps"},
+    "cli": {"config", "executors", "folders", "signals", "stages", "sweeps"},
     "__main__": {"cli", "viewer"},
     "__init__": set(),
 }

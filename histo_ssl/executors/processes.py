@@ -1,7 +1,8 @@
 """Work in child processes that can be ended: one that hangs, crashes or grows costs its own result only.
 
 Children are forked from a server that has imported the reader and runs no thread, so that one that was ended
-is replaced within milliseconds, and no lock of this process is copied.
+is replaced within milliseconds, and no lock of this process is copied. A process has one server, which lives
+as long as it does: the first child waits for the server's imports, unless it was started earlier.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from concurrent import futures
 from concurrent.futures import TimeoutError as OutOfTime
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -26,7 +28,7 @@ from histo_ssl.executors.base import Ended, Item, Processes, Result, crashed, ou
 
 GB = 2**30
 LOOK_S = 1.0  # between two looks at whether the pool still works
-PRELOADED = "histo_ssl.slides.survey"  # what children of the server have imported already
+PRELOADED = "histo_ssl.data.synthetic"  # what children of the server have imported already: all of slides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +114,22 @@ def _result(pool: ProcessPool, future: ProcessFuture[Result]) -> Result:
     return future.result()
 
 
-@contextlib.contextmanager
-def _pool(processes: Processes, *, n_items: int) -> Iterator[ProcessPool]:
+def forked_by_server() -> ForkServerContext:
+    """The context of processes that the server forks."""
     context = ForkServerContext()
     context.set_forkserver_preload([PRELOADED])
+    return context
+
+
+def start_server() -> None:
+    """Start the server, if there is none, and don't wait for its imports, a second of a core."""
+    forked_by_server()
+    forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _pool(processes: Processes, *, n_items: int) -> Iterator[ProcessPool]:
+    context = forked_by_server()
     n = min(processes.n, max(1, n_items))
     with ProcessPool(n, initializer=_begin, initargs=(processes.memory_gb,), context=context) as pool:
         try:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pebble.pool.base_pool import PoolStatus
 from pebble.pool.process import PoolManager
 
 from histo_ssl.executors.base import Ended, Processes
-from histo_ssl.executors.processes import GB, Local, each
+from histo_ssl.executors.processes import GB, PRELOADED, Local, each, forked_by_server, start_server
 
 PATIENT = Processes(n=2, timeout_s=60, memory_gb=1)
 
@@ -150,3 +152,18 @@ def _is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def is_imported(name: str) -> bool:
+    return name in sys.modules
+
+
+def test_children_of_the_server_find_all_of_slides_imported_and_a_second_start_starts_none() -> None:
+    start_server()
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    start_server()
+    assert forkserver._forkserver._forkserver_pid == pid  # type: ignore[attr-defined]
+    with ProcessPoolExecutor(1, mp_context=forked_by_server()) as pool:
+        assert pool.submit(os.getppid).result() == pid
+        assert pool.submit(is_imported, PRELOADED).result()
+        assert not pool.submit(is_imported, "torch").result()

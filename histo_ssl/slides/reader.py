@@ -1,7 +1,7 @@
 """Slides as arrays of pixels at a stated um/px.
 
 A `Slide` is a path and a few plain facts about the file, so it pickles into any worker. Open files live apart
-from it (`files.py`). Reads are therefore the same bytes whatever the number of workers or threads, forked or
+from it (`opened.py`). Reads are therefore the same bytes whatever the number of workers or threads, forked or
 spawned.
 
 Letters: h, w are the height and width of an image in pixels.
@@ -17,17 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_ssl.slides.files import (
-    MAX_MPP,
-    Facts,
-    fetch,
-    in_one_sentence,
-    jpeg_of,
-    open_slides,
-    pixels_of,
-    stamp_of,
-)
+from histo_ssl.slides.files import MAX_MPP, Facts
 from histo_ssl.slides.grid import MAX_UPSAMPLING, TileSpec
+from histo_ssl.slides.opened import fetch, in_one_sentence, jpeg_of, open_slides, pixels_of, stamp_of
 from histo_ssl.slides.resampling import resampled
 from histo_ssl.slides.segments import WHITE, Limits
 from histo_ssl.slides.stamps import Stamp

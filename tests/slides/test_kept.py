@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histo_ssl.slides import files, kept, segments
+from histo_ssl.slides import kept, opened, segments
 from histo_ssl.slides.grid import TileSpec
 from histo_ssl.slides.reader import Slide
 from histo_ssl.units import MicronsPerPx, TilePx
@@ -74,7 +74,7 @@ def test_what_is_done_to_a_tile_is_not_seen_in_the_next(noise: tuple[str, np.nda
 def test_nothing_is_kept_of_a_slide_that_is_closed(
     noise: tuple[str, np.ndarray], n_decoded: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_OPEN_SLIDES", 2)
+    monkeypatch.setattr(opened, "MAX_OPEN_SLIDES", 2)
     path, _ = noise
     for i in range(5):
         other = Path(path).with_name(f"{i}.tif")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from histo_ssl.slides import files, reader
-from histo_ssl.slides.files import OpenSlides
+from histo_ssl.slides import files, opened, reader
 from histo_ssl.slides.grid import TileSpec
+from histo_ssl.slides.opened import OpenSlides
 from histo_ssl.slides.outlines import OutlinedSlide
 from histo_ssl.slides.reader import Slide
 from histo_ssl.units import MicronsPerPx, TilePx
@@ -33,9 +33,9 @@ def n_parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         parse(*args)
 
     monkeypatch.setattr(files.OpenSlide, "__init__", count)
-    monkeypatch.setattr(files, "MAX_OPEN_SLIDES", 1)
+    monkeypatch.setattr(opened, "MAX_OPEN_SLIDES", 1)
     fresh = OpenSlides()
-    for module in (files, reader):
+    for module in (opened, reader):
         monkeypatch.setattr(module, "open_slides", fresh)
     return lambda: len(calls)
 
@@ -89,7 +89,7 @@ def test_tiles_of_slides_that_were_closed_are_what_they_were(
     for i, (xy, mpp) in enumerate(wanted):
         for slide, tiles in zip(slides, first, strict=True):
             np.testing.assert_array_equal(slide.read(xy, _spec(mpp)), tiles[i])
-            (there,) = files.open_slides.slides.values()
+            (there,) = opened.open_slides.slides.values()
             assert isinstance(there, OutlinedSlide) == is_outlined
     assert n_before == n_at_first + 2
     assert n_parsed() - n_before == (0 if is_outlined else 2 * len(wanted))
@@ -104,7 +104,7 @@ def test_a_file_that_was_replaced_while_it_was_closed_is_read_anew_or_refused(
     for slide in (any_file, known, Slide(other), any_file, known):
         old = slide.read((0, 0), _spec(0.5))
     Slide(other).read((0, 0), _spec(0.5))  # closes the first
-    assert [name for name, _ in files.open_slides.outlines] == [path]
+    assert [name for name, _ in opened.open_slides.outlines] == [path]
     Path(path).write_bytes(Path(other).read_bytes())
     os.utime(path, ns=(1, 1))
     new = any_file.read((0, 0), _spec(0.5))
@@ -120,7 +120,7 @@ def test_a_file_that_was_replaced_while_it_was_closed_is_read_anew_or_refused(
 def test_of_thousands_of_slides_no_more_is_kept_than_the_bound(
     write_slide: Write, tmp_path: Path, n_parsed: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_OUTLINES", 3)
+    monkeypatch.setattr(opened, "MAX_OUTLINES", 3)
     path, _ = _written(write_slide, tmp_path, kind="jpeg")
     slides = []
     for i in range(6):
@@ -129,7 +129,7 @@ def test_of_thousands_of_slides_no_more_is_kept_than_the_bound(
     n_at_first = n_parsed()
     for slide in slides:
         slide.read((0, 0), _spec(0.5))
-    assert [Path(name).stem for name, _ in files.open_slides.outlines] == ["link2", "link3", "link4"]
+    assert [Path(name).stem for name, _ in opened.open_slides.outlines] == ["link2", "link3", "link4"]
     slides[2].read((0, 0), _spec(0.5))
     assert n_parsed() == n_at_first + 6
     slides[0].read((0, 0), _spec(0.5))

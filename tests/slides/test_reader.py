@@ -15,7 +15,7 @@ import openslide
 import pytest
 import tiffslide
 
-from histo_ssl.slides import files, reader
+from histo_ssl.slides import opened, reader
 from histo_ssl.slides.grid import TileSpec
 from histo_ssl.slides.reader import Slide
 from histo_ssl.units import MicronsPerPx, TilePx
@@ -223,7 +223,7 @@ def test_a_pickled_slide_carries_its_facts_but_no_file(coordinate_slide: str) ->
 def test_a_thread_keeps_the_slides_open_that_it_used_last(
     write_slide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_OPEN_SLIDES", 2)
+    monkeypatch.setattr(opened, "MAX_OPEN_SLIDES", 2)
     slides = [
         Slide(write_slide([np.full((64, 64, 3), i, np.uint8)], mpp=0.5, name=f"{i}.tif")) for i in range(4)
     ]
@@ -231,7 +231,7 @@ def test_a_thread_keeps_the_slides_open_that_it_used_last(
     def still_open() -> tuple[list[int], int]:
         for i in (0, 1, 0, 2, 3, 3, 1):
             assert (slides[i].read((0, 0), spec(64, 0.5)) == i).all()
-        mine = files.open_slides.slides
+        mine = opened.open_slides.slides
         handles = [slide.file for slide in mine.values()]
         return [int(Path(path).stem) for path, _ in mine], sum(not handle.closed for handle in handles)
 

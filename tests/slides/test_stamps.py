@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from histo_ssl.slides import segments
-from histo_ssl.slides.files import open_slides
 from histo_ssl.slides.grid import TileSpec
+from histo_ssl.slides.opened import open_slides
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.stamps import Stamp, lies_unchanged, stamp_in
 from histo_ssl.units import MicronsPerPx, TilePx

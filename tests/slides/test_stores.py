@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from histo_ssl.config.choices import conf_dir
 from histo_ssl.data.manifest import slide_list
 from histo_ssl.slides import blocks, fetching, stores
-from histo_ssl.slides.files import open_slides
+from histo_ssl.slides.opened import open_slides
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.stores import RemoteFile, Store
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from histo_ssl.executors.base import Processes
 from histo_ssl.folders.disk import NotWrittenError
-from histo_ssl.slides.files import MAX_OPEN_SLIDES
 from histo_ssl.slides.grid import TileSpec
+from histo_ssl.slides.opened import MAX_OPEN_SLIDES
 from histo_ssl.slides.overlay import OUTLINE, TILE, overlay
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.survey import Recipe, survey, survey_slides

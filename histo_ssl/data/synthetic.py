@@ -18,6 +18,7 @@ import pandas as pd
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from histo_ssl.data.slides import SlideData
 from histo_ssl.drawing.layout import SlideClass, Tissue, draw_layout, resized
@@ -201,6 +202,11 @@ def manifest(cases: list[Case]) -> pd.DataFrame:
 
 def write_slide(case: Case, *, folder: Path, data: SyntheticSlides) -> int:
     """Draw one slide and write it with its truth; the number of its px on nuclei comes back."""
+    with threadpool_limits(limits=1):  # slides run in parallel already, and BLAS's threads wait by spinning
+        return _write_slide(case, folder=folder, data=data)
+
+
+def _write_slide(case: Case, *, folder: Path, data: SyntheticSlides) -> int:
     rng = np.random.default_rng([data.seed, SLIDE_STREAM, case.number])
     site_rng = np.random.default_rng([data.seed, SITE_STREAM, case.site])
     side_um = data.size_px * data.mpp

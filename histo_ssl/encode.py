@@ -83,7 +83,10 @@ class Encoder:
     def fed(self, tiles_B3SS: Tensor) -> Tensor:
         """What the backbone is fed with: float32 tiles of the card's mean and SD, from uint8 ones."""
         mean, std = self._normalisation
-        return (tiles_B3SS.to(self.device, non_blocking=True).float() / 255 - mean) / std
+        there = tiles_B3SS.to(self.device, non_blocking=True)
+        return (
+            there.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+        )  # in place: one array, not four
 
     @cached_property
     def _normalisation(self) -> tuple[Tensor, Tensor]:

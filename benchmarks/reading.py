@@ -29,7 +29,7 @@ from histo_ssl.units import MicronsPerPx, TilePx
 
 DRAWN_PX, SIDE_PX, TILE_PX, LEVEL_FACTOR = 2048, 12_288, 256, 4
 MPP, JPEG_QUALITY = 0.25, 80
-N_TILES, N_ROUNDS = 192, 9  # per round
+N_TILES, N_ROUNDS = 192, 7  # per round
 EDGE_PX = 4  # of a resampled tile: what the filter reaches beyond the tile, which a peer's crop does not have
 
 Place = tuple[int, int]  # left and top in level-0 px

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from histo_ssl.config.choices import conf_dir
 
-N_TILES, N_ROUNDS, TILE_PX = 48, 9, 256
+N_TILES, N_ROUNDS, TILE_PX = 48, 5, 256
 SIDES = [224] * 2 + [96] * 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATIO, SIGMAS, KERNEL_PX = (3 / 4, 4 / 3), (0.1, 2.0), 13  # torchvision's and lightly's; 3 sigmas either way

@@ -32,7 +32,7 @@ from histo_ssl.slides.grid import Tiling
 BATCH = {"cpu": 16, "cuda": 256}
 N_ROUNDS = 3
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
-SLIDES = {"cpu": (2048, 6), "cuda": (8192, 8)}  # side in px, number
+SLIDES = {"cpu": (2048, 4), "cuda": (8192, 8)}  # side in px, number
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

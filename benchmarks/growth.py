@@ -84,7 +84,7 @@ def main() -> None:
                 found = {"lengths": asdict(lengths), "rows": rows}
                 given.json.write_text(json.dumps(found, indent=1) + "\n")
     for names in (COSTS, MEMORY):
-        told = [name for name in names if name in rows[0]]
+        told = [name for name in names if any(name in row for row in rows)]
         print(pd.DataFrame(rows)[["tiles", "slides", *told]].to_string(index=False))
     if given.plot:
         draw(rows, given.plot)
@@ -408,16 +408,16 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    n_tiles = [row["tiles"] for row in rows]
     costs = {"tile": "tile, ms", "read": "read in the middle, ms", "train": "train, ms", "embed": "embed, ms"}
     for name, column in costs.items():
-        if column not in rows[0]:
-            continue
-        left.loglog(n_tiles, [row[column] for row in rows], marker="o", label=name)
-        right.semilogx(n_tiles, [row[f"{name}, all MB"] for row in rows], marker="o", label=name)
-    left.set(xlabel="tiles", ylabel="processor ms per tile")
-    right.set(xlabel="tiles", ylabel="most memory of all processes, MB", ylim=(0, None))
-    left.legend(frameon=False)
+        known = [row for row in rows if column in row]
+        for axes, what in ((left, column), (right, f"{name}, all MB")):
+            axes.plot([row["tiles"] for row in known], [row[what] for row in known], marker="o", label=name)
+    left.set(xlabel="tiles", ylabel="processor ms per tile", xscale="log", yscale="log")
+    right.set(xlabel="tiles", xscale="log", ylabel="most memory of all processes, MB", ylim=(0, None))
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside upper center", ncols=len(costs), frameon=False
+    )
     for axes in (left, right):
         axes.grid(visible=True, alpha=0.3)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

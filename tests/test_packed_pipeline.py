@@ -55,14 +55,19 @@ def test_trainings_with_and_without_packs_are_one(run: Callable[..., Any], tmp_p
     assert "pack: storing" in done.stdout
 
 
-def test_a_training_that_was_begun_without_packs_goes_on_with_them(
-    run: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_packs_make_no_other_training_and_runs_do(run: Callable[..., Any], tmp_path: Path) -> None:
     assert run("runs_dir=runs").returncode == 0
     done = run("runs_dir=runs", "data.pack=true")
     assert done.returncode == 0
     assert "done before" in done.stdout
     assert not list(tmp_path.glob("runs/packs/*"))  # nothing is left to be read
+    plain = _losses(tmp_path / "runs")
+    assert run("runs_dir=runs", "training.run_length=4").returncode == 0
+    folders = sorted((tmp_path / "runs" / "pretrain").glob("*-*/"), key=lambda path: path.stat().st_mtime)
+    runs = [line["loss"] for line in read_metrics(folders[-1] / "metrics.jsonl")]
+    assert len(folders) == 2
+    assert len(runs) == len(plain)
+    assert runs != plain  # other tiles in its batches
 
 
 def test_a_pack_that_is_neither_on_nor_off_is_refused(run: Callable[..., Any]) -> None:

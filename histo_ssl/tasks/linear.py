@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from histo_ssl.parallel.quiet import quiet_trainer
-from histo_ssl.tasks.logistic import fewest_groups
+from histo_ssl.tasks.logistic import folds_of
 from histo_ssl.tasks.tiles import Lesson
 
 Floats = NDArray[np.float64]
@@ -116,13 +115,11 @@ class LinearProbe:
     def _lr(self, lesson: Lesson, x_ND: Tensor, class_N: Tensor) -> tuple[float, list[str]]:
         if len(self.lrs) == 1:
             return self.lrs[0], []
-        n_folds = min(self.n_folds, fewest_groups(lesson))
-        middle = sorted(self.lrs)[len(self.lrs) // 2]
-        if n_folds < 2:
-            why = f"has a class of one patient (or slide) in train: its rate is {middle:g}, unchosen"
-            return middle, [why]
-        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=self.seed)
-        learn, aside = next(iter(folds.split(x_ND, lesson.class_N, lesson.group_N)))
+        folds, why = folds_of(lesson, n_folds=self.n_folds, seed=self.seed)
+        if why:
+            middle = sorted(self.lrs)[len(self.lrs) // 2]
+            return middle, [f"{why}: its rate is {middle:g}, unchosen"]
+        learn, aside = folds[0]
         heads = self._trained(x_ND[learn], class_N[learn], lesson, lrs=self.lrs)
         losses = [F.cross_entropy(logits, class_N[aside]).item() for logits in heads(x_ND[aside])]
         if not np.isfinite(losses).any():

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, make_scorer
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from histo_ssl.tasks.tiles import Lesson
+
+Ints = NDArray[np.int64]
 
 RULE = 100.0  # of UNI's penalty
 
@@ -69,21 +72,47 @@ class Logistic:
         by_rule = lesson.features_ND.shape[1] * lesson.n_classes / RULE
         if self.strengths is None:
             return by_rule, []
-        n_folds = min(self.n_folds, fewest_groups(lesson))
-        if n_folds < 2:
-            return by_rule, ["has a class of one patient (or slide) in train: C follows UNI's rule, unchosen"]
-        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=self.seed)
+        folds, why = folds_of(lesson, n_folds=self.n_folds, seed=self.seed)
+        if why:
+            return by_rule, [f"{why}: C follows UNI's rule, unchosen"]
+        classes = list(range(lesson.n_classes))  # a fold set aside may lack one
         search = GridSearchCV(
             self._model(1.0),
             {"logisticregression__C": list(self.strengths)},
-            scoring="neg_log_loss",
-            cv=list(folds.split(lesson.features_ND, lesson.class_N, lesson.group_N)),
+            scoring=make_scorer(
+                log_loss, response_method="predict_proba", greater_is_better=False, labels=classes
+            ),
+            cv=folds,
             refit=False,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the last fit tells
             search.fit(lesson.features_ND.astype(np.float64), lesson.class_N)
         return float(search.best_params_["logisticregression__C"]), []
+
+
+def folds_of(lesson: Lesson, *, n_folds: int, seed: int) -> tuple[list[tuple[Ints, Ints]], str]:
+    """Rows that learn and rows set aside, no patient (or slide) on both sides; or why there are none.
+
+    A fold is left out where those who learn lack a class, as what they learn says nothing of it.
+
+    Args:
+        lesson: its features don't matter.
+        n_folds: at most so many; fewer where a class has fewer patients.
+        seed: of the draw.
+    """
+    n_folds = min(n_folds, fewest_groups(lesson))
+    if n_folds < 2:
+        return [], "has a class of one patient (or slide) in train"
+    drawn = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    rows = np.zeros(len(lesson.class_N))
+    folds = [
+        (learn, aside)
+        for learn, aside in drawn.split(rows, lesson.class_N, lesson.group_N)
+        if len(aside) and len(np.unique(lesson.class_N[learn])) == lesson.n_classes
+    ]
+    nobody = "has no patients (or slides) that can be set aside and leave others of each class"
+    return folds, "" if folds else nobody
 
 
 def fewest_groups(lesson: Lesson) -> int:

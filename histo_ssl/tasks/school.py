@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import TileLoader
@@ -30,7 +29,7 @@ from histo_ssl.parallel.quiet import quiet_trainer
 from histo_ssl.progress import Progress
 from histo_ssl.tasks.base import Workplace
 from histo_ssl.tasks.lessons import Lessons, Lost, Order
-from histo_ssl.tasks.logistic import fewest_groups
+from histo_ssl.tasks.logistic import folds_of
 from histo_ssl.tasks.tiles import Lesson
 from histo_ssl.tasks.tuning import Tuned, Tuning
 
@@ -127,18 +126,9 @@ class School:
             group_N=self.group_N[train],
             n_classes=self.n_classes,
         )
-        n_folds = min(self.tuning.n_folds, fewest_groups(lesson))
-        if n_folds < 2:
-            return train, train, "has a class of one patient (or slide) in train"
-        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=self.seed)
-        for learn, aside in folds.split(train, lesson.class_N, lesson.group_N):
-            if len(aside) and len(np.unique(lesson.class_N[learn])) == self.n_classes:
-                return train[learn], train[aside], ""
-        return (
-            train,
-            train,
-            "has no patients (or slides) that can be set aside and leave others of each class",
-        )
+        folds, why = folds_of(lesson, n_folds=self.tuning.n_folds, seed=self.seed)
+        learn, aside = (train[rows] for rows in folds[0]) if folds else (train, train)
+        return learn, aside, why
 
     def _loss(self, lr: float, learn: Ints, aside: Ints) -> float:
         answers = self._answers(lr, learn, aside, name=ASIDE)

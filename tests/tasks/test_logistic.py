@@ -1,5 +1,6 @@
 """Logistic regression learns from train alone, chooses by patients, and says what it could not do."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from histo_ssl.tasks.logistic import Logistic
+from histo_ssl.tasks.logistic import Logistic, folds_of
 from histo_ssl.tasks.tiles import Lesson
 
 GRID = [1e-4, 1e-2, 1.0, 100.0]
@@ -76,6 +77,44 @@ def test_a_class_of_one_patient_leaves_nothing_to_choose_by_and_says_so() -> Non
     )
     assert probability.shape == (3, 2)
     assert notes == ["has a class of one patient (or slide) in train: C follows UNI's rule, unchosen"]
+
+
+def test_folds_that_lack_a_class_have_no_say_in_the_strength() -> None:
+    # with these patients and this seed a fold is tested without one
+    rng = np.random.default_rng(2)
+    groups = rng.integers(6, size=60)
+    classes = np.where(rng.random(60) < 0.5, groups % 3, rng.integers(3, size=60))
+    features = rng.normal(size=(60, 5))
+    features[:, 0] += 3 * classes
+    taught = lesson(features, classes.tolist(), groups.tolist())
+    folds, why = folds_of(taught, n_folds=5, seed=0)
+    x = taught.features_ND.astype(float)
+
+    def loss(strength: float) -> float:
+        by_fold = []
+        for learn, aside in folds:
+            mean, sd = x[learn].mean(axis=0), x[learn].std(axis=0)
+            model = LogisticRegression(C=strength, max_iter=500).fit((x[learn] - mean) / sd, classes[learn])
+            right = model.predict_proba((x[aside] - mean) / sd)[np.arange(len(aside)), classes[aside]]
+            by_fold.append(-np.log(right).mean())
+        return float(np.mean(by_fold))
+
+    strength, notes = protocol(strengths=GRID)._strength(taught)
+    assert (strength, why, notes) == (min(GRID, key=loss), "", [])
+    assert any(len(set(classes[aside])) < 3 for _, aside in folds)
+
+
+def test_without_a_fold_that_leaves_each_class_to_learn_from_nothing_is_chosen() -> None:
+    # Each two of four patients share a class that nobody else has: two set aside take one with them.
+    pairs = list(itertools.combinations(range(4), 2))
+    groups = [patient for pair in pairs for patient in pair]
+    classes = [c for c in range(len(pairs)) for _ in range(2)]
+    features, _ = noisy(len(groups))
+    _, notes = protocol(strengths=GRID)._strength(lesson(features, classes, groups))
+    assert notes == [
+        "has no patients (or slides) that can be set aside and leave others of each class: C follows UNI's "
+        "rule, unchosen"
+    ]
 
 
 def test_what_did_not_converge_is_said() -> None:

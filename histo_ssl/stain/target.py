@@ -38,5 +38,5 @@ def _pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
             if image.mode not in ("RGB", "RGBA"):
                 raise ValueError(f"stain.target={path}: an 8-bit RGB image is expected, not {image.mode}")
             return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"stain.target={path}: not an image that can be read ({error})") from error

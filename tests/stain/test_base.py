@@ -152,6 +152,16 @@ def test_a_target_that_tells_no_dyes_is_refused_before_any_stage(
             prepared(asked, known=list(asked.cfg.stages))
 
 
+def test_a_target_as_large_as_a_slide_is_refused(
+    compose: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    asked = compose("method=dino", "backbone=vit_t", "stain=macenko", f"stain.target={tmp_path}/large.png")
+    with pytest.raises(InstantiationException, match=r"large.png: not an image that can be read .*exceeds"):
+        prepared(asked, known=list(asked.cfg.stages))
+
+
 def test_the_stain_is_part_of_an_encoder_only_where_there_is_one(
     compose: Callable[..., Plan], tmp_path: Path
 ) -> None:

@@ -162,8 +162,10 @@ def band(
     return first_NK.long(), weights / weights.sum(dim=2, keepdim=True)
 
 
-def contract(x: Tensor, source_N: Tensor, first_NK: Tensor, weights_NKLb: Tensor) -> Tensor:
-    """Weighted sums of the rows of each view's source, left as columns: (R, C, H, M) -> (N, C, M, s).
+def contract(
+    x: Tensor, source_N: Tensor, first_NK: Tensor, weights_NKLb: Tensor, *, left_N: Tensor, n_columns: int
+) -> Tensor:
+    """Weighted sums of the rows of each view's source, left as columns: (R, C, H, W) -> (N, C, M, s).
 
     Two calls resample both axes and bring them back into order.
 
@@ -172,13 +174,17 @@ def contract(x: Tensor, source_N: Tensor, first_NK: Tensor, weights_NKLb: Tensor
         source_N: int64, the source of each view.
         first_NK: see `band`.
         weights_NKLb: see `band`.
+        left_N: int64, the first of the columns that each view takes.
+        n_columns: M, how many it takes.
     """
-    _, n_channels, n_rows, n_columns = x.shape
+    _, n_channels, n_rows, row_length = x.shape
     n_views, n_blocks, n_window, block = weights_NKLb.shape
     row_NKL = (first_NK[:, :, None] + torch.arange(n_window, device=x.device)).clamp(0, n_rows - 1)
     plane_NC = source_N[:, None] * n_channels + torch.arange(n_channels, device=x.device)
     row_NKLC = row_NKL[..., None] + plane_NC[:, None, None, :] * n_rows
-    windows = x.reshape(-1, n_columns).index_select(0, row_NKLC.flatten()).float()
+    place_NKLC = row_NKLC * row_length + left_N[:, None, None, None]
+    pieces = x.contiguous().as_strided((x.numel() - n_columns + 1, n_columns), (1, 1))  # from each pixel on
+    windows = pieces.index_select(0, place_NKLC.flatten()).float()
     windows = windows.view(n_views * n_blocks, n_window, n_channels * n_columns)
     blocks = torch.bmm(windows.mT, weights_NKLb.flatten(0, 1))
     return blocks.view(n_views, n_blocks, n_channels, n_columns, block).permute(0, 2, 3, 1, 4).flatten(3)
@@ -203,7 +209,12 @@ def resample(sources: Tensor, frames: Frames, *, side_px: int, box_px: int, inte
     (top_N, left_N), (height_N, width_N) = frames.start.unbind(1), frames.size.unbind(1)
     rows_flipped_N, columns_flipped_N = frames.flip.unbind(1)
     axis = partial(band, side_px=side_px, box_px=box_px, interpolation=interpolation)
-    columns = contract(sources, frames.source, *axis(top_N, height_N, rows_flipped_N))
+    n_read = min(box_px + 1, sources.shape[-1])  # columns that a box can reach, wherever in a pixel it starts
+    read_N = left_N.long().clamp(max=sources.shape[-1] - n_read)
+    columns = contract(
+        sources, frames.source, *axis(top_N, height_N, rows_flipped_N), left_N=read_N, n_columns=n_read
+    )
     own_N = torch.arange(len(columns), device=columns.device)
-    view = contract(columns, own_N, *axis(left_N, width_N, columns_flipped_N))
+    weights = axis(left_N - read_N, width_N, columns_flipped_N)
+    view = contract(columns, own_N, *weights, left_N=torch.zeros_like(own_N), n_columns=side_px)
     return view.div_(255).clamp_(0, 1)

@@ -179,7 +179,7 @@ def coloured(view: View, x: Tensor, u: Draws) -> Tensor:
         if x.device.type == "cpu":
             met = is_met_N.nonzero().squeeze(1)
             if len(met) > 0:
-                x[met] = operation(view, x[met], u.of(met))
+                x.index_copy_(0, met, operation(view, x.index_select(0, met), u.of(met)))
         else:
             x = torch.where(color.per_view(is_met_N), operation(view, x, u), x)
     return x

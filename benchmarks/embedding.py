@@ -30,9 +30,9 @@ from histo_ssl.encode import Card, Encoder
 from histo_ssl.slides.grid import Tiling
 
 BATCH = {"cpu": 16, "cuda": 256}
-N_ROUNDS = 3
+N_ROUNDS = 2
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
-SLIDES = {"cpu": (2048, 4), "cuda": (8192, 8)}  # side in px, number
+SLIDES = {"cpu": (2048, 12), "cuda": (8192, 8)}  # side in px, number
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -50,7 +50,7 @@ def measure(device: str) -> list[Ratio]:
             how = {"precision": precision, "device": device}
             contest = Contest(
                 part="embedding",
-                case=f"ViT-S/16 in {name}, {len(source)} tiles of 40x slides",
+                case=f"ViT-S/16 in {name}, tiles of 40x slides",
                 n_items=len(source),
                 item="tile",
                 ours=by_us(encoder, source, folder=folder, **how),

@@ -7,7 +7,7 @@ import numpy as np
 from contests import CannotRunError, Contest, Ratio, compete
 from neighbors import N_CLASSES, SETTINGS, ours, theirs
 
-N_TRAIN, N_TEST, WIDTH, N_ROUNDS = 100_000, 7_180, 384, 2
+N_TRAIN, N_TEST, WIDTH, N_ROUNDS = 100_000, 7_180, 384, 3
 CASE = "cosine, softmax, k 20"
 MOST_APART = 1e-4  # between two votes
 

@@ -40,7 +40,7 @@ from histo_ssl.training.fit import precision_for
 
 N_TILES = 2_060_000  # the study's, which decide K and temperatures
 BATCH = {"cpu": 8, "cuda": 256}
-N_ROUNDS = {"cpu": 2, "cuda": 10}
+N_ROUNDS = {"cpu": 4, "cuda": 10}
 SIDES = [224] * 2 + [96] * 8
 TILES_PER_S = 2_400  # 100 epochs of 2.06 million tiles in a day
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, NVIDIA's data sheets

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from histo_ssl.folders.artifacts import atomic_path
 from histo_ssl.slides.codecs import jpeg_pixels
+from histo_ssl.slides.grid import TileSpec
 from histo_ssl.slides.lossless import packed, unpacked
 from histo_ssl.slides.reader import Slide
 from histo_ssl.slides.stamps import Stamp
@@ -39,12 +40,12 @@ Place = tuple[int, int]  # left and top, level-0 px
 Tile = tuple[Place, int, bytes]  # with its kind and bytes
 
 
-def made_of(known: Stamp | None, spec: Any, *, slide_mpp: float) -> bytes:
+def made_of(known: Stamp | None, spec: TileSpec, *, slide_mpp: float) -> bytes:
     """Digest of all that pixels of packed tiles depend on beside their places, 16 bytes.
 
     Args:
         known: stamp of the slide's file; its time doesn't count, a copy is the same.
-        spec: a `TileSpec`.
+        spec: of the tiles.
         slide_mpp: um/px of level 0.
     """
     file = [known.n_bytes, known.digest] if known else None
@@ -52,7 +53,7 @@ def made_of(known: Stamp | None, spec: Any, *, slide_mpp: float) -> bytes:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def as_bytes(slide: Slide, place: Place, spec: Any) -> Tile:
+def as_bytes(slide: Slide, place: Place, spec: TileSpec) -> Tile:
     """A tile as it is packed: its stored JPEG where it is one, else its pixels; nothing if unreadable."""
     try:
         pixels = slide.read(place, spec)

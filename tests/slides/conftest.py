@@ -1,11 +1,15 @@
 """The tiling of the configuration, so that tests hold for the values that users get."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from histo_ssl.executors.base import Processes
@@ -49,3 +53,17 @@ def recipe(tiling: Tiling, limits: Limits) -> Recipe:
 def here() -> Processes:
     """No process but the test's own."""
     return Processes(n=0, timeout_s=math.inf, memory_gb=math.inf)
+
+
+@pytest.fixture
+def write_jpeg(smooth: NDArray[np.uint8], tmp_path: Path) -> Callable[..., str]:
+    """A function that writes a module's image `smooth` in tiles of 64 px of a lossy codec."""
+
+    def write(**options: object) -> str:
+        path = tmp_path / "slide.tif"
+        options = {"photometric": "rgb", "compression": "jpeg", **options}
+        with tifffile.TiffWriter(path) as tiff:
+            tiff.write(smooth, tile=(64, 64), metadata=None, **options)
+        return str(path)
+
+    return write

@@ -48,20 +48,6 @@ def smooth() -> np.ndarray:
     )
 
 
-@pytest.fixture
-def write_jpeg(smooth: np.ndarray, tmp_path: Path) -> Callable[..., str]:
-    """A function that writes `smooth` in tiles of 64 px."""
-
-    def write(**options: object) -> str:
-        path = tmp_path / "slide.tif"
-        options = {"photometric": "rgb", "compression": "jpeg", **options}
-        with tifffile.TiffWriter(path) as tiff:
-            tiff.write(smooth, tile=(SIDE, SIDE), metadata=None, **options)
-        return str(path)
-
-    return write
-
-
 JPEGS = {
     "RGB in JPEG's YCbCr": {"compressionargs": {"level": 90, "outcolorspace": "ycbcr"}},
     "RGB as Aperio has it": {"compressionargs": {"level": 90, "outcolorspace": "rgb"}},

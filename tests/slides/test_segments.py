@@ -53,20 +53,6 @@ def smooth() -> np.ndarray:
     return (255 * np.stack([x, y, (np.sin(20 * x) * np.cos(15 * y) + 1) / 2], axis=2)).astype(np.uint8)
 
 
-@pytest.fixture
-def write_jpeg(smooth: np.ndarray, tmp_path: Path) -> Callable[..., str]:
-    """A function that writes `smooth` in nine tiles of a lossy codec."""
-
-    def write(**options: object) -> str:
-        path = tmp_path / "slide.tif"
-        options = {"photometric": "rgb", "compression": "jpeg", **options}
-        with tifffile.TiffWriter(path) as tiff:
-            tiff.write(smooth, tile=(SIDE, SIDE), metadata=None, **options)
-        return str(path)
-
-    return write
-
-
 @pytest.mark.parametrize("outcolorspace", ["ycbcr", "rgb"])
 def test_jpeg_tiles_have_the_pixels_that_tifffile_decodes(
     write_jpeg: Callable[..., str], outcolorspace: str

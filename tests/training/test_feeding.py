@@ -27,6 +27,20 @@ class Packable:
         return f"data.pack=true would store {len(rows)} tiles"
 
 
+def _data(source: TileSource, views: Views) -> TileDataModule:
+    """Two batches an epoch, read by the process itself."""
+    return TileDataModule(
+        source=source,
+        rows=np.arange(8),
+        views=views,
+        batch_size=4,
+        epochs=1,
+        accumulate=1,
+        seed=0,
+        loading=IN_PROCESS,
+    )
+
+
 @pytest.mark.parametrize(
     ("waited_s", "told"),
     [
@@ -43,16 +57,7 @@ def test_waiting_for_more_than_a_twentieth_of_the_time_is_told_of(
     told: str | None,
 ) -> None:
     source = image_source(8)
-    data = TileDataModule(
-        source=Packable(source),  # type: ignore[arg-type]
-        rows=np.arange(8),
-        views=views,
-        batch_size=4,
-        epochs=1,
-        accumulate=1,
-        seed=0,
-        loading=IN_PROCESS,
-    )
+    data = _data(Packable(source), views)  # type: ignore[arg-type]
     loader = data.loader(data.sampler(first_step=0, rank=0, n_ranks=1))
     trainer: Any = SimpleNamespace(is_global_zero=True, world_size=1, train_dataloader=loader)
     now = 0.0
@@ -86,16 +91,7 @@ def test_a_loader_counts_what_its_user_waits(
 
     monkeypatch.setattr(source, "read", slow)
     monkeypatch.setattr("histo_ssl.data.loading.time", SimpleNamespace(monotonic=lambda: now))
-    data = TileDataModule(
-        source=source,
-        rows=np.arange(8),
-        views=views,
-        batch_size=4,
-        epochs=1,
-        accumulate=1,
-        seed=0,
-        loading=IN_PROCESS,
-    )
+    data = _data(source, views)
     loader = data.loader(data.sampler(first_step=0, rank=0, n_ranks=1))
     for _ in loader:
         now += 100.0  # what the step takes does not count

@@ -92,7 +92,12 @@ class SlideData:
         )
         failed = index.slides[index.slides["reason"] != ""]
         self._check(failed, n_slides=len(index.slides), folder=folder)
-        facts = {"tile_px": tiling.size_px, "mpp": tiling.mpp, "stride_px": tiling.stride_px}
+        facts: dict[str, Any] = {
+            "tile_px": spec.size_px,
+            "mpp": spec.mpp,
+            "stride_px": spec.stride_px,
+            "scaled_jpegs": spec.scaled_jpegs,
+        }
         classes = self._write_labels(index, spec, folder=folder) if self.annotations else []
         write_json(folder / SOURCE, {"kind": "slides", **facts, "classes": classes})
         forget(folder)
@@ -154,13 +159,18 @@ class SlideTiles:
         mpp: float,
         stride_px: int,
         classes: list[str],
+        scaled_jpegs: bool = False,
         store: Store | None = None,
     ) -> None:
         self.tile_px = tile_px
         self.mpp: float | None = mpp
         self.index = TileIndex(folder)
         self.spec = TileSpec(
-            size_px=TilePx(tile_px), mpp=MicronsPerPx(mpp), stride_px=TilePx(stride_px), min_tissue=0.0
+            size_px=TilePx(tile_px),
+            mpp=MicronsPerPx(mpp),
+            stride_px=TilePx(stride_px),
+            min_tissue=0.0,
+            scaled_jpegs=scaled_jpegs,
         )
         self._classes = np.array([*classes, ""])  # UNLABELLED is the last
         self._labels = np.load(folder / LABELS, mmap_mode="r", allow_pickle=False) if classes else None
@@ -182,6 +192,7 @@ class SlideTiles:
             "mpp": self.mpp,
             "stride_px": self.spec.stride_px,
             "classes": classes,
+            "scaled_jpegs": self.spec.scaled_jpegs,
             "store": self._store,
         }
 
@@ -217,17 +228,27 @@ class SlideTiles:
 
     def faster(self, rows: RowList) -> str:
         """What would make reading some tiles cheaper, and what it would take."""
-        return (
-            f"data.pack=true would store {len(rows):,} tiles once, about {gigabytes(self.packed_bytes(rows))}"
-        )
+        packs = gigabytes(self.packed_bytes(rows))
+        slides = {self.index.tile(int(row))[0] for row in self._tried(rows)}
+        if any(self.slide(i).gains_by_scaled_jpegs(self.spec) for i in slides):
+            scaled = (
+                "tiling.scaled_jpegs=true would cut other, nearly equal tiles from fewer decoded pixels; "
+            )
+        else:
+            scaled = ""
+        return f"{scaled}data.pack=true would store {len(rows):,} tiles once, about {packs}"
 
     def packed_bytes(self, rows: RowList) -> int:
         """About how many bytes packs of some tiles take, judged by a few of them."""
         n_bytes = 0
-        for row in rows[np.linspace(0, len(rows) - 1, N_TRIED).astype(np.int64)]:
+        for row in self._tried(rows):
             number, x, y = self.index.tile(int(row))
             n_bytes += len(as_bytes(self.slide(number), (x, y), self.spec)[2]) + ENTRY.itemsize
         return round(n_bytes / N_TRIED * len(rows))
+
+    def _tried(self, rows: RowList) -> NDArray[np.int64]:
+        tried: NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, N_TRIED).astype(np.int64)]
+        return tried
 
     def around(self, i: int, *, side_px: int) -> NDArray[np.uint8]:
         """The square (side_px, side_px, 3) around tile i at the tiles' um/px, white off the scan."""

@@ -67,7 +67,13 @@ _DECODED_TO_RGB = JPEG | {APERIO_YCBC, COMPRESSION.WEBP}
 
 
 def decoded(
-    page: TiffPage, data: bytes, index: int, *, tables: bytes | None, shapes: tuple[Shape, ...]
+    page: TiffPage,
+    data: bytes,
+    index: int,
+    *,
+    tables: bytes | None,
+    shapes: tuple[Shape, ...],
+    reduction: int = 1,
 ) -> Segment:
     """Pixels of one segment.
 
@@ -77,16 +83,18 @@ def decoded(
         index: of the segment in the page, row by row.
         tables: what the JPEGs of a page share.
         shapes: heights and widths that it may have.
+        reduction: 2, 4 or 8: of that many times fewer pixels a side, which JPEGs alone hold.
 
     Returns:
-        (h, w, c) with one of `shapes`.
+        (h, w, c) with one of `shapes`, reduced and rounded up.
 
     Raises:
         ValueError: it is damaged, or of another size.
     """
     if is_jpeg(page):
         alone = jpeg_alone(page, data, tables=tables or b"", shapes=shapes)
-        pixels = jpeg_pixels(alone, n_channels=page.samplesperpixel)
+        shapes = tuple((-(-h // reduction), -(-w // reduction)) for h, w in shapes)
+        pixels = jpeg_pixels(alone, n_channels=page.samplesperpixel, reduction=reduction)
     else:
         if page.compression in JPEG_2000:
             _check_shape(_jpeg2000_shape(data), shapes)
@@ -100,9 +108,16 @@ def decoded(
     return pixels
 
 
-def jpeg_pixels(data: bytes, *, n_channels: int) -> Segment:
-    """Pixels (h, w, c) of a JPEG of 8 bits, of which the damage that libjpeg notices is an error."""
-    return np.asarray(simplejpeg.decode_jpeg(data, colorspace="GRAY" if n_channels == 1 else "RGB"))
+def jpeg_pixels(data: bytes, *, n_channels: int, reduction: int = 1) -> Segment:
+    """Pixels (h, w, c) of a JPEG of 8 bits, of which the damage that libjpeg notices is an error.
+
+    Reduced by 2, 4 or 8, each 8 x 8 px of it are made from their 4 x 4, 2 x 2 or 1 x 1 lowest frequencies.
+    """
+    colours = "GRAY" if n_channels == 1 else "RGB"
+    if reduction == 1:
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace=colours))
+    h, w = (-(-side // reduction) for side in _jpeg_header(data)[0])
+    return np.asarray(simplejpeg.decode_jpeg(data, colorspace=colours, min_height=h, min_width=w))
 
 
 def is_jpeg(page: TiffPage) -> bool:

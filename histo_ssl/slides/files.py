@@ -34,6 +34,7 @@ class Facts:
     sizes: tuple[tuple[int, int], ...]  # width and height of each level, px
     downsamples: tuple[tuple[float, float], ...]  # level-0 px per pixel of each level, along x and y
     mpp_xy: tuple[float, float] | None  # um/px along x and y; None where the file says nothing sane
+    hold_reduced: tuple[bool, ...]  # whether the stored tiles of each level decode at 1/2, 1/4 and 1/8, too
 
 
 class OpenSlide(TiffSlide):
@@ -67,18 +68,29 @@ class OpenSlide(TiffSlide):
         sizes = tuple((int(w), int(h)) for w, h in self.level_dimensions)
         w0, h0 = sizes[0]
         downsamples = tuple((downsample(w0, w), downsample(h0, h)) for w, h in sizes)
-        return Facts(sizes=sizes, downsamples=downsamples, mpp_xy=_mpp_xy(self.properties))
+        hold_reduced = tuple(
+            [at for _, at in parts] == [(0, 0)] and segments.holds_reduced(parts[0][0])
+            for parts in self.levels
+        )
+        mpp_xy = _mpp_xy(self.properties)
+        return Facts(sizes=sizes, downsamples=downsamples, mpp_xy=mpp_xy, hold_reduced=hold_reduced)
 
     def n_unwritten(self, limits: Limits) -> int:
         """Number of stored tiles, on all levels, that were never written; an error if others are missing."""
         n_bytes = self.file.size
         return sum(segments.n_unwritten(image, n_bytes=n_bytes, limits=limits) for image in self._images())
 
-    def pixels(self, level: int, window: Window) -> NDArray[np.uint8]:
-        """The pixels of a level in a window within it: (h, w, c), white where nothing was scanned."""
+    def pixels(self, level: int, window: Window, *, reduction: int = 1) -> NDArray[np.uint8]:
+        """The pixels of a level in a window within it: (h, w, c), white where nothing was scanned.
+
+        Args:
+            level: the finest is 0.
+            window: in pixels of the level, or of the level reduced.
+            reduction: 1; or 2, 4 or 8 where the level holds that.
+        """
         parts = self.levels[level]
         if len(parts) == 1 and parts[0][1] == (0, 0):
-            return segments.pixels(parts[0][0], window, self.file)
+            return segments.pixels(parts[0][0], window, self.file, reduction=reduction)
         left, top, right, bottom = window
         canvas = np.full((bottom - top, right - left, 3), WHITE, np.uint8)
         for series, (x, y) in parts:

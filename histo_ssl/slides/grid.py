@@ -21,6 +21,9 @@ class TileSpec:
     mpp: MicronsPerPx  # resolution of that tile
     stride_px: TilePx  # from one tile to the next, at the same resolution; size_px: they touch
     min_tissue: float  # share of the footprint that is tissue, 0-1
+    scaled_jpegs: bool = (
+        False  # made from stored JPEGs decoded at 1/2, 1/4 or 1/8, where no level suits as well
+    )
 
     def side_level0(self, slide_mpp: MicronsPerPx) -> Level0Px:
         """Side of the tile's footprint on the scan, in level-0 pixels, rounded to nearest.
@@ -51,6 +54,7 @@ class Tiling:
     stride_px: int | None
     min_tissue: float
     tissue: TissueSpec | None  # None: nothing is looked for
+    scaled_jpegs: bool = False
 
     @property
     def spec(self) -> TileSpec:
@@ -75,6 +79,7 @@ class Tiling:
             mpp=MicronsPerPx(self.mpp),
             stride_px=TilePx(self.stride_px),
             min_tissue=self.min_tissue,
+            scaled_jpegs=self.scaled_jpegs,
         )
 
 

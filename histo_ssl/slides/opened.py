@@ -148,11 +148,11 @@ def fetch(
 
 
 def pixels_of(
-    path: str, known: Stamp | None, store: Store | None, *, level: int, window: Window
+    path: str, known: Stamp | None, store: Store | None, *, level: int, window: Window, reduction: int
 ) -> NDArray[np.uint8]:
-    """The pixels of a window of one level, (h, w, c), of a file that did not change meanwhile."""
+    """A window of one level, perhaps reduced, as (h, w, c), of a file that did not change meanwhile."""
     with in_one_sentence(path), _unchanged(open_slides.for_tiles(path, known, store)) as slide:
-        return slide.pixels(level, window)
+        return slide.pixels(level, window, reduction=reduction)
 
 
 def jpeg_of(

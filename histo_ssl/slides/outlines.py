@@ -142,11 +142,11 @@ class OutlinedSlide:
         self.outline, self._tiff, self.file = outline, file, file.filehandle
         self._levels: dict[int, OutlinedLevel] = {}
 
-    def pixels(self, level: int, window: Window) -> NDArray[np.uint8]:
-        """The pixels of a level in a window within it: (h, w, c), white where nothing was scanned."""
+    def pixels(self, level: int, window: Window, *, reduction: int = 1) -> NDArray[np.uint8]:
+        """The pixels of a level, perhaps reduced, in a window within it: (h, w, c), white where none were."""
         if level not in self._levels:
             self._levels[level] = self.outline.levels[level].of_file(self._tiff)
-        return segments.pixels(self._levels[level], window, self.file)
+        return segments.pixels(self._levels[level], window, self.file, reduction=reduction)
 
     def has_changed(self) -> bool:
         """Whether the file was written to since its outline was taken."""

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ from histo_ssl.slides.files import MAX_MPP, Facts
 from histo_ssl.slides.grid import MAX_UPSAMPLING, TileSpec
 from histo_ssl.slides.opened import fetch, in_one_sentence, jpeg_of, open_slides, pixels_of, stamp_of
 from histo_ssl.slides.resampling import resampled
-from histo_ssl.slides.segments import WHITE, Limits
+from histo_ssl.slides.segments import REDUCTIONS, WHITE, Limits
 from histo_ssl.slides.stamps import Stamp
 from histo_ssl.slides.stores import Store, store_for
 from histo_ssl.slides.windows import (
@@ -29,6 +30,7 @@ from histo_ssl.slides.windows import (
     Size,
     Window,
     clipped,
+    enlarged,
     is_empty,
     is_untouched,
     margins,
@@ -41,6 +43,16 @@ Pixels = NDArray[np.uint8]  # (h, w, 3)
 
 MAX_ANISOTROPY = 0.01  # a relative difference of um/px along x and y that a square tile may have
 BAND_PX = 2**25  # pixels decoded at a time for a thumbnail: about 100 MB, also for a slide of one level
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a picture is made from: a level of the pyramid, or its JPEGs decoded at less than their size."""
+
+    level: int  # the finest is 0
+    reduction: int  # pixels of the level, a side, that are one of the source's: 1, 2, 4 or 8
+    size: Size  # px of it
+    downsample: tuple[float, float]  # level-0 px per px of it, along x and y
 
 
 class Slide:
@@ -132,7 +144,7 @@ class Slide:
 
     def level_mpp(self, mpp: float) -> MicronsPerPx:
         """um/px of the level that others are made from: 4.0 for 8 where the levels have 1, 4 and 16."""
-        return self.level_mpps[self._level(mpp)]
+        return self.level_mpps[self._source(mpp).level]
 
     def read(self, xy_level0: tuple[int, int], spec: TileSpec) -> Pixels:
         """The tile whose footprint begins at `xy_level0`, resampled to `spec`'s um/px.
@@ -143,13 +155,19 @@ class Slide:
 
         Returns:
             (S, S, 3) uint8, white outside the scan. Where a level has exactly the asked um/px these are its
-            own pixels, untouched.
+            own pixels, untouched, and so are those of its JPEGs at reduced size where `spec` allows them.
 
         Raises:
             ValueError: the scan is more than 5 % coarser than asked, or the file cannot be decoded.
         """
         side, (x, y) = spec.side_level0(self.mpp), xy_level0
-        return self._resampled((x, y, x + side, y + side), mpp=spec.mpp, size=(spec.size_px, spec.size_px))
+        source = self._source(spec.mpp, scaled_jpegs=spec.scaled_jpegs)
+        return self._resampled((x, y, x + side, y + side), source=source, size=(spec.size_px, spec.size_px))
+
+    def gains_by_scaled_jpegs(self, spec: TileSpec) -> bool:
+        """Whether less would be decoded if `spec` allowed JPEGs of reduced size, which it does not."""
+        reduced = self._source(spec.mpp, scaled_jpegs=True).reduction
+        return not spec.scaled_jpegs and reduced > 1
 
     def stored_jpeg(self, xy_level0: tuple[int, int], spec: TileSpec) -> bytes | None:
         """The JPEG in the file that a tile is, whole and untouched; with what decodes it alone.
@@ -157,11 +175,12 @@ class Slide:
         None where the tile is made of several, of parts, by resampling, or was stored otherwise.
         """
         side, (x, y), size = spec.side_level0(self.mpp), xy_level0, (spec.size_px, spec.size_px)
-        level = self._level(spec.mpp)
-        box, window = self._window((x, y, x + side, y + side), level=level, size=size)
-        if not is_untouched(box, size) or clipped(window, self.facts.sizes[level]) != window:
+        source = self._source(spec.mpp, scaled_jpegs=spec.scaled_jpegs)
+        box, window = _window((x, y, x + side, y + side), source=source, size=size)
+        is_whole = is_untouched(box, size) and clipped(window, source.size) == window
+        if not is_whole or source.reduction > 1:
             return None
-        return jpeg_of(self.path, self._known, self._store, level=level, window=window)
+        return jpeg_of(self.path, self._known, self._store, level=source.level, window=window)
 
     def fetch(self, corners_level0: Sequence[tuple[int, int]], spec: TileSpec) -> None:
         """Fetch together what tiles are stored in that will be read soon, if the slide is remote.
@@ -177,10 +196,10 @@ class Slide:
         with contextlib.suppress(ValueError, OSError):
             side, size = spec.side_level0(self.mpp), (spec.size_px, spec.size_px)
             boxes = [(x, y, x + side, y + side) for x, y in corners_level0]
-            level = self._level(spec.mpp)
-            windows = [self._window(box, level=level, size=size)[1] for box in boxes]
-            stored = [clipped(window, self.facts.sizes[level]) for window in windows]
-            fetch(self.path, self._known, self._store, level=level, windows=stored)
+            source = self._source(spec.mpp, scaled_jpegs=spec.scaled_jpegs)
+            windows = [clipped(_window(box, source=source, size=size)[1], source.size) for box in boxes]
+            stored = [enlarged(window, source.reduction) for window in windows]
+            fetch(self.path, self._known, self._store, level=source.level, windows=stored)
 
     def thumbnail(self, mpp: float) -> Pixels:
         """The whole scan at about `mpp` um/px: its pixels divide the scan evenly along x and along y.
@@ -191,47 +210,42 @@ class Slide:
         scale = max(mpp / self.mpp, 1.0)
         w0, h0 = self.size_level0
         w, h = (max(1, round(side / scale)) for side in (w0, h0))
-        dx, dy = self.facts.downsamples[self._level(mpp)]
+        source = self._source(mpp)
+        dx, dy = source.downsample
         n_bands = min(h, math.ceil(w0 / dx * h0 / dy / BAND_PX))
         edges = np.linspace(0, h, n_bands + 1).round().astype(int).tolist()
         bands = [
-            self._resampled((0, top * h0 / h, w0, bottom * h0 / h), mpp=mpp, size=(w, bottom - top))
+            self._resampled((0, top * h0 / h, w0, bottom * h0 / h), source=source, size=(w, bottom - top))
             for top, bottom in itertools.pairwise(edges)
         ]
         return np.concatenate(bands)
 
-    def _level(self, mpp: float) -> int:
-        """The coarsest level that is as fine as asked, within the 5 % that may be enlarged."""
-        fine_enough = [i for i, level_mpp in enumerate(self.level_mpps) if level_mpp <= MAX_UPSAMPLING * mpp]
-        return max(fine_enough, default=0, key=lambda i: self.level_mpps[i])
+    def _source(self, mpp: float, *, scaled_jpegs: bool = False) -> Source:
+        """The coarsest that is as fine as asked, within the 5 % that may be enlarged."""
+        mpps, coarsest = self.level_mpps, MAX_UPSAMPLING * mpp
+        fine_enough = [i for i, level_mpp in enumerate(mpps) if level_mpp <= coarsest]
+        level = max(fine_enough, default=0, key=lambda i: mpps[i])
+        reductions = REDUCTIONS if scaled_jpegs and self.facts.hold_reduced[level] else ()
+        by = next((by for by in reductions if by * mpps[level] <= coarsest), 1)
+        (w, h), (dx, dy) = self.facts.sizes[level], self.facts.downsamples[level]
+        return Source(level=level, reduction=by, size=(w // by, h // by), downsample=(by * dx, by * dy))
 
-    def _resampled(self, box_level0: Box, *, mpp: float, size: Size) -> Pixels:
-        """A part of the scan as an image of `size`, from the level that suits `mpp`."""
-        level = self._level(mpp)
-        box, window = self._window(box_level0, level=level, size=size)
+    def _resampled(self, box_level0: Box, *, source: Source, size: Size) -> Pixels:
+        """A part of the scan as an image of `size`."""
+        box, window = _window(box_level0, source=source, size=size)
         if is_untouched(box, size):
-            return self._pixels(level, window)
+            return self._pixels(source, window)
         inner = (box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1])
-        return resampled(self._pixels(level, window), inner, size=size)
+        return resampled(self._pixels(source, window), inner, size=size)
 
-    def _window(self, box_level0: Box, *, level: int, size: Size) -> tuple[Box, Window]:
-        """A part of the scan on one of its levels, and the pixels that an image of `size` is made from."""
-        dx, dy = self.facts.downsamples[level]
-        left, top, right, bottom = box_level0
-        box = (left / dx, top / dy, right / dx, bottom / dy)
-        if is_untouched(box, size):
-            return box, whole(box)
-        return box, with_context(box, size=size, level_size=self.facts.sizes[level])
-
-    def _pixels(self, level: int, window: Window) -> Pixels:
-        """Pixels of one level: the scan inside, white outside."""
-        (w0, h0), (w, h), (dx, dy) = self.size_level0, self.facts.sizes[level], self.facts.downsamples[level]
+    def _pixels(self, source: Source, window: Window) -> Pixels:
+        """Pixels of a source: the scan inside, white outside."""
+        (w0, h0), (w, h), (dx, dy) = self.size_level0, source.size, source.downsample
         stored = clipped(window, (w, h))
         if is_empty(stored):
             return np.full((window[3] - window[1], window[2] - window[0], 3), WHITE, np.uint8)
-        pixels = _rgb(
-            pixels_of(self.path, self._known, self._store, level=level, window=stored), path=self.path
-        )
+        at = {"level": source.level, "reduction": source.reduction}
+        pixels = _rgb(pixels_of(self.path, self._known, self._store, window=stored, **at), path=self.path)
         if stored == window:
             return pixels
         # A level may lack the column or row of a remainder that the scan has: there the last one repeats.
@@ -241,6 +255,16 @@ class Slide:
         return (
             pixels if window == scanned else np.pad(pixels, margins(scanned, window), constant_values=WHITE)
         )
+
+
+def _window(box_level0: Box, *, source: Source, size: Size) -> tuple[Box, Window]:
+    """A part of the scan on a source, and the pixels that an image of `size` is made from."""
+    dx, dy = source.downsample
+    left, top, right, bottom = box_level0
+    box = (left / dx, top / dy, right / dx, bottom / dy)
+    if is_untouched(box, size):
+        return box, whole(box)
+    return box, with_context(box, size=size, level_size=source.size)
 
 
 def _sane_override(mpp: float, *, path: str) -> float:

@@ -21,10 +21,11 @@ from histo_ssl.slides.codecs import Shape, check_format, decoded, is_jpeg, jpeg_
 from histo_ssl.slides.kept import kept
 from histo_ssl.slides.stamps import File
 from histo_ssl.slides.stores import RemoteFile
-from histo_ssl.slides.windows import Window, is_empty
+from histo_ssl.slides.windows import Window, enlarged, is_empty
 
 Level = TiffPageSeries | Any  # or what has the same attributes, of a file that is opened by its outline
 WHITE = 255  # where nothing was scanned there is glass
+REDUCTIONS = (8, 4, 2)  # pixels a side that become one where a JPEG is decoded at less than its size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +46,30 @@ class Grid:
     n_columns: int
 
 
-def pixels(level: Level, window: Window, file: File) -> NDArray[np.uint8]:
+def pixels(level: Level, window: Window, file: File, *, reduction: int = 1) -> NDArray[np.uint8]:
     """The pixels of a level of an open file in a window that lies within it: (h, w, c).
+
+    Args:
+        level: of the file.
+        window: in pixels of the level, or of the level reduced.
+        file: that it belongs to.
+        reduction: 1, or one of `REDUCTIONS` of a level that `holds_reduced`.
 
     Raises:
         ValueError: a segment under the window is damaged.
     """
     if isinstance(file, RemoteFile):
-        file.fetch(places(level, [window]))
-    channels = [_page_pixels(page, window) for page in _pages(level)]
+        file.fetch(places(level, [enlarged(window, reduction)]))
+    channels = [_page_pixels(page, window, reduction=reduction) for page in _pages(level)]
     return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=2)
+
+
+def holds_reduced(level: TiffPageSeries) -> bool:
+    """Whether a level's segments are JPEGs that still lie on a grid when each of `REDUCTIONS` is decoded."""
+    forms = [_format(page) for page in _pages(level)]
+    grids = [_grid(form) for form in forms]
+    are_even = all(grid.h % max(REDUCTIONS) == grid.w % max(REDUCTIONS) == 0 for grid in grids)
+    return all(map(is_jpeg, forms)) and are_even
 
 
 def places(level: TiffPageSeries, windows: Sequence[Window]) -> list[tuple[int, int]]:
@@ -170,13 +185,13 @@ def _grid(page: TiffPage) -> Grid:
     return Grid(h=h, w=w, n_rows=math.ceil(height / h), n_columns=math.ceil(width / w))
 
 
-def _page_pixels(page: TiffPage | TiffFrame, window: Window) -> NDArray[np.uint8]:
+def _page_pixels(page: TiffPage | TiffFrame, window: Window, *, reduction: int) -> NDArray[np.uint8]:
     left, top, right, bottom = window
-    grid = _grid(_format(page))
+    grid = _reduced(_grid(_format(page)), reduction)
     shape = bottom - top, right - left, _format(page).samplesperpixel
     under = [*_under(grid, window)]
     if len(under) == 1 and shape[:2] == (grid.h, grid.w):
-        alone = _segment(page, grid, row=under[0][0], column=under[0][1])
+        alone = _segment(page, row=under[0][0], column=under[0][1], reduction=reduction)
         if alone is not None and alone.shape == shape:
             return np.require(alone, requirements="W")
     canvas = np.empty(shape, np.uint8)
@@ -184,11 +199,15 @@ def _page_pixels(page: TiffPage | TiffFrame, window: Window) -> NDArray[np.uint8
         y, x = row * grid.h, column * grid.w
         y0, x0 = max(y, top), max(x, left)
         y1, x1 = min(y + grid.h, bottom), min(x + grid.w, right)
-        segment = _shared_segment(page, grid, row=row, column=column)
+        segment = _shared_segment(page, row=row, column=column, reduction=reduction)
         canvas[y0 - top : y1 - top, x0 - left : x1 - left] = (
             WHITE if segment is None else segment[y0 - y : y1 - y, x0 - x : x1 - x]
         )
     return canvas
+
+
+def _reduced(grid: Grid, reduction: int) -> Grid:
+    return Grid(h=grid.h // reduction, w=grid.w // reduction, n_rows=grid.n_rows, n_columns=grid.n_columns)
 
 
 def _under(grid: Grid, window: Window) -> Iterator[tuple[int, int]]:
@@ -213,28 +232,32 @@ def _places(page: TiffPage | TiffFrame, window: Window) -> Iterator[tuple[int, i
 
 
 def _shared_segment(
-    page: TiffPage | TiffFrame, grid: Grid, *, row: int, column: int
+    page: TiffPage | TiffFrame, *, row: int, column: int, reduction: int
 ) -> NDArray[np.uint8] | None:
     """The same as `_segment`, to be read only, decoded once for all windows that it lies under."""
     # a file that was opened anew is another one
-    key = weakref.ref(page.parent), page.treeindex, row, column
+    key = weakref.ref(page.parent), page.treeindex, row, column, reduction
     segment = kept.find(key)
     if segment is None:
-        segment = _segment(page, grid, row=row, column=column)
+        segment = _segment(page, row=row, column=column, reduction=reduction)
         if segment is not None:
             kept.keep(key, segment)
     return segment
 
 
-def _segment(page: TiffPage | TiffFrame, grid: Grid, *, row: int, column: int) -> NDArray[np.uint8] | None:
+def _segment(
+    page: TiffPage | TiffFrame, *, row: int, column: int, reduction: int
+) -> NDArray[np.uint8] | None:
     """One stored tile or strip, (h, w, c); None if it was never written."""
     data = _stored(page, row=row, column=column)
     if data is None:
         return None
+    grid = _grid(_format(page))
     whole, rest = (grid.h, grid.w), _rest(_format(page), grid, row=row, column=column)
     shapes = whole, rest, (rest[0], grid.w)
     index = row * grid.n_columns + column
-    return decoded(_format(page), data, index, tables=page.jpegtables, shapes=shapes)
+    tables = page.jpegtables
+    return decoded(_format(page), data, index, tables=tables, shapes=shapes, reduction=reduction)
 
 
 def _stored(page: TiffPage | TiffFrame, *, row: int, column: int) -> bytes | None:

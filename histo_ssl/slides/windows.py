@@ -80,6 +80,16 @@ def clipped(window: Window, size: Size) -> Window:
     )
 
 
+def enlarged(window: Window, factor: int) -> Window:
+    """The same window on an image of so many times more pixels a side.
+
+    >>> enlarged((1, 2, 3, 4), 2)
+    (2, 4, 6, 8)
+    """
+    left, top, right, bottom = window
+    return factor * left, factor * top, factor * right, factor * bottom
+
+
 def is_empty(window: Window) -> bool:
     """Whether no pixel lies in a window."""
     return window[0] >= window[2] or window[1] >= window[3]

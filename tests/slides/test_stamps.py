@@ -96,9 +96,9 @@ def test_a_file_that_is_overwritten_during_a_read_gives_no_pixel(
     slide, pixels = Slide(path, known=Slide(path).stamp), segments.pixels
     value(slide)
 
-    def overwritten_first(*args: object) -> np.ndarray:
+    def overwritten_first(*args: object, **options: object) -> np.ndarray:
         Path(path).write_bytes(other)
-        return pixels(*args)
+        return pixels(*args, **options)
 
     monkeypatch.setattr(segments, "pixels", overwritten_first)
     with pytest.raises(ValueError, match="it was written to while it was read"):

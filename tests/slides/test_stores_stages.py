@@ -98,10 +98,10 @@ def needed(source: SlideTiles, monkeypatch: pytest.MonkeyPatch) -> int:
     found: dict[tuple[str, int], int] = {}
     read = segments._segment
 
-    def noted(page: Any, grid: Any, *, row: int, column: int) -> Any:
-        i = row * grid.n_columns + column
+    def noted(page: Any, *, row: int, column: int, reduction: int) -> Any:
+        i = row * segments._grid(page.keyframe).n_columns + column
         found[page.parent.filename, page.dataoffsets[i]] = page.databytecounts[i]
-        return read(page, grid, row=row, column=column)
+        return read(page, row=row, column=column, reduction=reduction)
 
     monkeypatch.setattr(segments, "_segment", noted)
     monkeypatch.setattr(segments, "kept", Kept())  # nothing that was decoded before

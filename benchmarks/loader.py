@@ -11,7 +11,8 @@ The aim is 2,400 tiles/s by 16 workers. If each has a core, a core must serve 15
 processor time, that of workers and main process together, the workers' start included. Measured are that
 time, and tiles/s of wall time with the workers that there are: 16 where there are as many cores, else one per
 core. With fewer the step to 16 is arithmetic, which knows nothing of what 16 lose to each other, and the
-wall's time has no target. Each case is read again from packs (`data.pack=true`), in turn with its slides.
+wall's time has no target. Each case is read again from packs (`data.pack=true`), in turn with its slides, and
+40x slides from their JPEGs at half the size (`tiling.scaled_jpegs=true`).
 """
 
 import argparse
@@ -37,6 +38,7 @@ from reading import MPP, TILE_PX, drawn, write_scan
 from histo_ssl.data.datamodule import TileDataModule
 from histo_ssl.data.loading import Loading
 from histo_ssl.data.packed import pack_tiles, with_packs
+from histo_ssl.data.slides import SlideTiles
 from histo_ssl.data.sources import open_source
 from histo_ssl.executors.base import Processes
 from histo_ssl.executors.processes import Local
@@ -57,7 +59,8 @@ CASES = {
     f"20x, {MANY} slides": (2 * MPP, MANY),
     f"40x read as 20x, {MANY} slides": (MPP, MANY),
 }
-PACKED = ", packed"  # ends the names of cases that are read from packs
+# What ends the names of cases that are read from packs, or from stored JPEGs at half their size.
+PACKED, SCALED = ", packed", ", scaled JPEGs"
 Seconds = tuple[float, float, float]  # processor time of the workers, of this process, and wall time
 
 
@@ -68,7 +71,7 @@ def measure(device: str) -> list[Ratio]:
     n_workers = default_workers()
     taken = seconds(n_workers)
     rows = [row for case, found in taken.items() for row in _ratios(case, found, n_workers)]
-    return [*rows, *(_against_slides(case, taken) for case in CASES)]
+    return [*rows, *(_against_slides(case, taken) for case in taken if case not in CASES)]
 
 
 def main() -> None:
@@ -98,15 +101,22 @@ def _n_cores() -> int:
 def seconds(n_workers: int) -> dict[str, list[Seconds]]:
     """What a tile took in every round of every case, all in turn; the first, which warms up, is left out."""
     keep_freed_memory()  # as a run does
-    taken: dict[str, list[Seconds]] = {case + packed: [] for case in CASES for packed in ("", PACKED)}
+    taken: dict[str, list[Seconds]] = {
+        case + how: []
+        for case, (mpp, _) in CASES.items()
+        for how in ("", PACKED, *([SCALED] if mpp == MPP else []))
+    }
     with lists_of_tiles() as folders:
         for i in range(N_ROUNDS + 1):
             for case, of_case in taken.items():
-                folder = folders[case.removesuffix(PACKED)]
-                found = _round(datamodule(folder, n_workers, is_packed=case.endswith(PACKED)), i)
+                found = _round(datamodule(folders[_plain(case)], n_workers, how=case), i)
                 if i:
                     of_case.append(found)
     return taken
+
+
+def _plain(case: str) -> str:
+    return case.removesuffix(PACKED).removesuffix(SCALED)
 
 
 def _round(data: TileDataModule, i: int) -> Seconds:
@@ -129,10 +139,12 @@ def _processor_s() -> tuple[float, float]:
     return workers, here
 
 
-def datamodule(folder: Path, n_workers: int, *, is_packed: bool) -> TileDataModule:
-    """The data of a training on the tiles of a folder."""
-    source = open_source(folder)
-    source = with_packs(source, lambda _: folder / "packs") if is_packed else source
+def datamodule(folder: Path, n_workers: int, *, how: str) -> TileDataModule:
+    """The data of a training on the tiles of a folder, read as the name of a case ends."""
+    source: Any = open_source(folder)
+    if how.endswith(SCALED):
+        source = SlideTiles(folder, **{**source.facts(), "scaled_jpegs": True})
+    source = with_packs(source, lambda _: folder / "packs") if how.endswith(PACKED) else source
     loading = {**OmegaConf.to_container(composed().loader), "n_workers": n_workers}
     return TileDataModule(
         source=source,
@@ -220,10 +232,10 @@ def _ratios(case: str, taken: list[Seconds], n_workers: int) -> list[Ratio]:
 
 
 def _against_slides(case: str, taken: dict[str, list[Seconds]]) -> Ratio:
-    """Packs against the slides that they are made of, by processor time."""
+    """Packs or scaled JPEGs against the slides themselves, by processor time."""
     contest = Contest(
         part="loader",
-        case=case + PACKED,
+        case=case,
         n_items=1,
         item="tile",
         ours=lambda i: None,  # noqa: ARG005
@@ -231,10 +243,10 @@ def _against_slides(case: str, taken: dict[str, list[Seconds]]) -> Ratio:
         targets={"its slides": None},
         n_rounds=N_ROUNDS,
     )
-    packs, slides = (
-        [(workers + here, wall) for workers, here, wall in taken[name]] for name in (case + PACKED, case)
+    ours, slides = (
+        [(workers + here, wall) for workers, here, wall in taken[name]] for name in (case, _plain(case))
     )
-    return ratio_of(contest, "its slides", ours=packs, theirs=slides)
+    return ratio_of(contest, "its slides", ours=ours, theirs=slides)
 
 
 def _row(case: str, taken: list[Seconds]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ sample, J at a time, D width, K neighbours, P pairs, C classes.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -171,8 +172,10 @@ class _Train:
     def _within(self, limit_B: Tensor, rough_BD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, columns and estimates of the pairs in a block of columns that lie within the limit."""
         rough_BJ = self._estimates(rough_BD, slice(start, start + BLOCK_COLUMNS))
-        row_P, column_P = (rough_BJ <= limit_B[:, None]).nonzero(as_tuple=True)
-        return row_P, column_P + start, rough_BJ[row_P, column_P]
+        place_P = _places(rough_BJ <= limit_B[:, None])
+        row_P = place_P.div(rough_BJ.shape[1], rounding_mode="floor")
+        column_P = place_P - row_P * rough_BJ.shape[1]
+        return row_P, column_P + start, rough_BJ.view(-1)[place_P]
 
     def _estimates(self, rough_BD: Tensor, columns: slice) -> Tensor:
         """Squared distances of the scaled rows, less the tests' own squares and halved; (B, J) float32."""
@@ -234,6 +237,16 @@ def _by_row(row_P: Tensor, value_P: Tensor, *, n_rows: int) -> tuple[Tensor, Ten
     order_P = by_value_P[row_P[by_value_P].argsort(stable=True)]
     n_B = torch.bincount(row_P, minlength=n_rows)
     return n_B.cumsum(0) - n_B, order_P
+
+
+def _places(is_BJ: Tensor) -> Tensor:
+    """Where a mask is true, (P,) in the order of its memory.
+
+    On a CPU numpy skips what is false, a tenth of the time that torch takes where little is true.
+    """
+    if is_BJ.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(is_BJ.numpy()))
+    return is_BJ.view(-1).nonzero()[:, 0]
 
 
 def _square(x_ND: Tensor) -> Tensor:

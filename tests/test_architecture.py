@@ -98,7 +98,16 @@ OWNERS = {
     "omegaconf": {"cli.py", "sweeps.py", "config/mistakes.py", "config/plan.py"},
     "timm": {
         f"backbones/{name}.py"
-        for name in ("timm", "resnet_trunc", "vit", "class_token", "attention", "hub", "depths")
+        for name in (
+            "timm",
+            "resnet_trunc",
+            "vit",
+            "quick_attention",
+            "class_token",
+            "attention",
+            "hub",
+            "depths",
+        )
     },
     "huggingface_hub": {"backbones/hub.py"},
     "h5py": {"embeddings.py", "download/arrays.py", "mil/exports.py", "mil/features.py"},

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from histo_ssl.backbones.class_token import ClassTokenAttention
+from histo_ssl.backbones.quick_attention import QuickAttention
 from histo_ssl.backbones.vit import patch_px
 
 
@@ -46,7 +47,7 @@ def check_heads(backbone: nn.Module) -> None:
             f"attention: this {kind} has no class token whose attention could be taken: {advice}"
         )
     attention = getattr(backbone.blocks[-1], "attn", None)
-    if type(attention) not in (Attention, ClassTokenAttention):
+    if type(attention) not in (Attention, QuickAttention, ClassTokenAttention):
         raise ValueError(
             f"attention: the last block of this {kind} attends by {type(attention).__name__}, whose weights "
             f"can't be told: {advice}"

@@ -17,9 +17,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from histo_ssl.backbones.quick_attention import QuickAttention
 
-class ClassTokenAttention(Attention):
-    """timm's attention, which can also be asked for what the class token alone takes up."""
+
+class ClassTokenAttention(QuickAttention):
+    """Attention which can also be asked for what the class token alone takes up."""
 
     def forward(self, x: Tensor, *args: Any, class_token_only: bool = False, **options: Any) -> Tensor:
         """Tokens (B, T, D) to (B, T, D), or to (B, 1, D)."""
@@ -77,7 +79,8 @@ def shorten_last_block(backbone: nn.Module) -> None:
         return
     vit: Any = backbone
     block = vit.blocks[-1]
-    is_plain = type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
+    is_plain = type(block) is Block and type(block.attn) in (Attention, QuickAttention)
+    is_plain = is_plain and block.attn.gate is None
     if not is_plain or vit.cls_token is None or vit.global_pool != "token" or vit.attn_pool is not None:
         return
     if any(not isinstance(norm, nn.Identity) for norm in (block.attn.q_norm, block.attn.k_norm)):

@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any, cast
 
 import timm
-import torch
 from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 
 from histo_ssl.backbones.class_token import shorten_last_block
+from histo_ssl.backbones.quick_attention import attend_quickly
 
 # arguments of timm.create_model that fetch or open files; a stranger's card may ask for them
 LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
@@ -59,7 +59,7 @@ def timm_variant(*, name: str, drop_path: float, options: Mapping[str, Any]) -> 
     # some classifiers widen the pooled features after `num_features` has been set
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
     model.register_forward_pre_hook(partial(check_side, name=name))
-    _choose_attention(model)
+    attend_quickly(model)
     shorten_last_block(model)
     return cast(nn.Module, model)
 
@@ -105,13 +105,6 @@ def check_side(model: Any, inputs: tuple[Tensor], *, name: str) -> None:
             f"{name} cuts views into patches of {patches[0]} px, {got}: use a multiple of it, such as "
             f"{nearest}, or a backbone with another patch"
         )
-
-
-def _choose_attention(model: Any) -> None:
-    # on CPUs torch's fused attention is slow backwards in bfloat16: it costs a third of a ViT's whole step
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = torch.cuda.is_available()
 
 
 def _create(name: str, *, drop_path: float, options: Mapping[str, Any]) -> Any:

@@ -103,13 +103,15 @@ def test_position_embeddings_are_resampled_by_size_bicubic_in_float32(side: int)
         assert model._pos_embed(model.patch_embed(x)).dtype == torch.float32
 
 
-def test_attention_is_fused_on_gpus_only_and_the_same_either_way() -> None:
-    model = build("vit_t").eval()
-    x = views(2, 64)
+def test_other_attention_than_vits_is_fused_on_gpus_only_and_the_same_either_way() -> None:
+    model = timm_backbone(name="swin_tiny_patch4_window7_224", drop_path=0.0).eval()
+    x = views(2, 224)
     chosen = model(x)
-    for block in model.blocks:
-        assert block.attn.fused_attn == torch.cuda.is_available()
-        block.attn.fused_attn = not block.attn.fused_attn
+    found = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    assert found
+    for module in found:
+        assert module.fused_attn == torch.cuda.is_available()
+        module.fused_attn = not module.fused_attn
     torch.testing.assert_close(model(x), chosen)
 
 

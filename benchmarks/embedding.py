@@ -3,12 +3,12 @@
 Tiles of the drawn 40x scan at 0.5 um/px, 256 px, ViT-S/16 with random weights. Ours reads, decodes and
 resamples them with the workers of the configuration, embeds them and writes their file; the peer is the same
 backbone on as many normalised tiles that lie in memory, in the same batches and precision: float32, and
-bfloat16 as of `embedding.precision=bf16-mixed`. A ratio of 0.95 means that everything but the forward pass
+bfloat16 as of `embedding.precision=bf16-mixed`; in bfloat16 also from stored JPEGs at half their size, as of
+`tiling.scaled_jpegs=true`. A ratio of 0.95 means that everything but the forward pass
 costs 5 % of it. On a CPU that is told in processor time, since reading and computing share its cores; on a
 GPU by the wall, since there all else is to go on beside it.
 """
 
-import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,21 @@ from reading import MPP, TILE_PX, drawn, write_scan
 from histo_ssl.config.choices import conf_dir
 from histo_ssl.data.base import TileSource
 from histo_ssl.data.loading import Loading
+from histo_ssl.data.slides import SlideTiles
 from histo_ssl.data.sources import open_source
 from histo_ssl.embed import Embedding, embed_tiles
 from histo_ssl.encode import Card, Encoder
 from histo_ssl.slides.grid import Tiling
 
 BATCH = {"cpu": 16, "cuda": 256}
-N_ROUNDS = 2
-PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
-SLIDES = {"cpu": (2048, 12), "cuda": (8192, 8)}  # side in px, number
+N_ROUNDS = 3
+# name of a case -> precision, and whether tiles are made from scaled JPEGs
+CASES = {
+    "in float32, tiles of 40x slides": ("32-true", False),
+    "in bfloat16, tiles of 40x slides": ("bf16-mixed", False),
+    "in bfloat16, tiles of 40x slides, scaled JPEGs": ("bf16-mixed", True),
+}
+SLIDES = {"cpu": (4096, 4), "cuda": (8192, 8)}  # side in px, number
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,14 +52,15 @@ def measure(device: str) -> list[Ratio]:
         source = tiles_of(folder, side_px=SLIDES[device][0], n_slides=SLIDES[device][1])
         encoder = random_encoder().on(torch.device(device))
         rows = []
-        for precision, name in PRECISIONS.items():
+        scaled = SlideTiles(folder / "tiles", **{**source.facts(), "scaled_jpegs": True})
+        for name, (precision, is_scaled) in CASES.items():
             how = {"precision": precision, "device": device}
             contest = Contest(
                 part="embedding",
-                case=f"ViT-S/16 in {name}, tiles of 40x slides",
+                case=f"ViT-S/16 {name}",
                 n_items=len(source),
                 item="tile",
-                ours=by_us(encoder, source, folder=folder, **how),
+                ours=by_us(encoder, scaled if is_scaled else source, folder=folder, **how),
                 peers={"bare forward pass": by_forward(encoder, n_tiles=len(source), **how)},
                 targets={"bare forward pass": 0.95},
                 n_rounds=N_ROUNDS,
@@ -70,7 +77,7 @@ def composed(*overrides: str) -> Any:
         return hydra.compose("config", overrides=["method=dino", "backbone=vit_s", *overrides])
 
 
-def tiles_of(folder: Path, *, side_px: int, n_slides: int) -> TileSource:
+def tiles_of(folder: Path, *, side_px: int, n_slides: int) -> SlideTiles:
     """Tiles of copies of the drawn slide, cut as by `tiling=study` at 0.5 um/px."""
     import numpy as np
 
@@ -89,7 +96,9 @@ def tiles_of(folder: Path, *, side_px: int, n_slides: int) -> TileSource:
         OmegaConf.to_container(cfg.data, resolve=True), manifest=str(folder / "manifest.csv"), root=None
     )
     data.tile(tiling, folder=folder / "tiles", home=folder, n_processes=0, slide_timeout_s=600)
-    return open_source(folder / "tiles")
+    source = open_source(folder / "tiles")
+    assert isinstance(source, SlideTiles)
+    return source
 
 
 def random_encoder() -> Encoder:
@@ -115,12 +124,9 @@ def by_us(encoder: Encoder, source: TileSource, *, folder: Path, precision: str,
     loading = Loading(**{**OmegaConf.to_container(cfg.loader), "n_workers": 16 if device == "cuda" else 2})
     rounding = {"dtype": "float32", "precision": precision}
     how = Embedding(batch_size=BATCH[device], loading=loading, **rounding, any_mpp=False, max_failed=0.0)
-    numbers = itertools.count()
 
     def work(i: int) -> None:  # noqa: ARG001
-        to = folder / f"embeddings-{precision}-{next(numbers)}"
-        to.mkdir()
-        embed_tiles(encoder, source, folder=to, how=how)
+        embed_tiles(encoder, source, folder=Path(tempfile.mkdtemp(dir=folder)), how=how)
 
     return work
 

@@ -82,19 +82,25 @@ class Encoder:
 
     def fed(self, tiles_B3SS: Tensor) -> Tensor:
         """What the backbone is fed with: float32 tiles of the card's mean and SD, from uint8 ones."""
-        mean, std = self._normalisation
-        there = tiles_B3SS.to(self.device, non_blocking=True)
-        return (
-            there.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
-        )  # in place: one array, not four
+        mean_3, std_3 = self._normalisation
+        # one array, changed in place, not four
+        fed_B3SS = tiles_B3SS.to(self.device, non_blocking=True).to(torch.float32, copy=True)
+        fed_BSS3 = fed_B3SS.permute(0, 2, 3, 1)
+        if (
+            fed_BSS3.is_contiguous()
+        ):  # as tiles are read; whole rows at a time, not the three colours of a pixel
+            n = fed_BSS3.shape[2]
+            rows = fed_BSS3.view(-1, 3 * n)
+            rows.div_(255).sub_(mean_3.repeat(n)).div_(std_3.repeat(n))
+        else:
+            fed_BSS3.div_(255).sub_(mean_3).div_(std_3)
+        return fed_B3SS
 
     @cached_property
     def _normalisation(self) -> tuple[Tensor, Tensor]:
-        """Mean and SD, (3, 1, 1) each; to copy them anew for each batch would wait for the one before."""
+        """Mean and SD, (3,) each; to copy them anew for each batch would wait for the one before."""
         with torch.inference_mode(mode=False):  # others train on what they normalise
-            mean, std = (
-                torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.card.mean, self.card.std)
-            )
+            mean, std = (torch.tensor(v, device=self.device) for v in (self.card.mean, self.card.std))
         return mean, std
 
     def depths(self) -> dict[str, int]:

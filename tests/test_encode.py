@@ -47,6 +47,19 @@ def test_tiles_are_normalised_as_the_card_says(encoder: Encoder) -> None:
     torch.testing.assert_close(encoder(tile), expected)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 3, 16, 48), (0, 3, 8, 8)])
+@pytest.mark.parametrize("as_read", [True, False])
+def test_the_layout_of_tiles_changes_no_bit(
+    encoder: Encoder, shape: tuple[int, int, int, int], *, as_read: bool
+) -> None:
+    tiles = torch.randint(0, 256, shape, dtype=torch.uint8)
+    given = tiles.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if as_read else tiles
+    kept = given.clone()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encoder.card.mean, encoder.card.std))
+    assert torch.equal(encoder.fed(given), (tiles.float() / 255 - mean) / std)
+    assert torch.equal(given, kept)
+
+
 def test_an_encoder_refuses_tiles_of_another_scale_unless_told(encoder: Encoder) -> None:
     encoder.check_scale(0.504, any_mpp=False)
     encoder.check_scale(None, any_mpp=False)

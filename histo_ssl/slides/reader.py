@@ -46,7 +46,7 @@ BAND_PX = 2**25  # pixels decoded at a time for a thumbnail: about 100 MB, also 
 
 
 @dataclass(frozen=True)
-class Source:
+class PixelSource:
     """What a picture is made from: a level of the pyramid, or its JPEGs decoded at less than their size."""
 
     level: int  # the finest is 0
@@ -220,7 +220,7 @@ class Slide:
         ]
         return np.concatenate(bands)
 
-    def _source(self, mpp: float, *, scaled_jpegs: bool = False) -> Source:
+    def _source(self, mpp: float, *, scaled_jpegs: bool = False) -> PixelSource:
         """The coarsest that is as fine as asked, within the 5 % that may be enlarged."""
         mpps, coarsest = self.level_mpps, MAX_UPSAMPLING * mpp
         fine_enough = [i for i, level_mpp in enumerate(mpps) if level_mpp <= coarsest]
@@ -228,9 +228,9 @@ class Slide:
         reductions = REDUCTIONS if scaled_jpegs and self.facts.hold_reduced[level] else ()
         by = next((by for by in reductions if by * mpps[level] <= coarsest), 1)
         (w, h), (dx, dy) = self.facts.sizes[level], self.facts.downsamples[level]
-        return Source(level=level, reduction=by, size=(w // by, h // by), downsample=(by * dx, by * dy))
+        return PixelSource(level=level, reduction=by, size=(w // by, h // by), downsample=(by * dx, by * dy))
 
-    def _resampled(self, box_level0: Box, *, source: Source, size: Size) -> Pixels:
+    def _resampled(self, box_level0: Box, *, source: PixelSource, size: Size) -> Pixels:
         """A part of the scan as an image of `size`."""
         box, window = _window(box_level0, source=source, size=size)
         if is_untouched(box, size):
@@ -238,7 +238,7 @@ class Slide:
         inner = (box[0] - window[0], box[1] - window[1], box[2] - window[0], box[3] - window[1])
         return resampled(self._pixels(source, window), inner, size=size)
 
-    def _pixels(self, source: Source, window: Window) -> Pixels:
+    def _pixels(self, source: PixelSource, window: Window) -> Pixels:
         """Pixels of a source: the scan inside, white outside."""
         (w0, h0), (w, h), (dx, dy) = self.size_level0, source.size, source.downsample
         stored = clipped(window, (w, h))
@@ -257,7 +257,7 @@ class Slide:
         )
 
 
-def _window(box_level0: Box, *, source: Source, size: Size) -> tuple[Box, Window]:
+def _window(box_level0: Box, *, source: PixelSource, size: Size) -> tuple[Box, Window]:
     """A part of the scan on a source, and the pixels that an image of `size` is made from."""
     dx, dy = source.downsample
     left, top, right, bottom = box_level0

@@ -78,6 +78,7 @@ class Slide:
         self.path = path
         self._store = store or store_for([path])
         self._mpp, self._mpp_if_unknown, self._known = mpp, mpp_if_unknown, known
+        self._sources: dict[tuple[float, bool], PixelSource] = {}
 
     def __repr__(self) -> str:
         return f"Slide({self.path!r}, mpp={self._mpp}, mpp_if_unknown={self._mpp_if_unknown})"
@@ -221,7 +222,12 @@ class Slide:
         return np.concatenate(bands)
 
     def _source(self, mpp: float, *, scaled_jpegs: bool = False) -> PixelSource:
-        """The coarsest that is as fine as asked, within the 5 % that may be enlarged."""
+        """The coarsest that is as fine as asked, within the 5 % that may be enlarged; looked for once."""
+        if (mpp, scaled_jpegs) not in self._sources:
+            self._sources[mpp, scaled_jpegs] = self._found_source(mpp, scaled_jpegs=scaled_jpegs)
+        return self._sources[mpp, scaled_jpegs]
+
+    def _found_source(self, mpp: float, *, scaled_jpegs: bool) -> PixelSource:
         mpps, coarsest = self.level_mpps, MAX_UPSAMPLING * mpp
         fine_enough = [i for i, level_mpp in enumerate(mpps) if level_mpp <= coarsest]
         level = max(fine_enough, default=0, key=lambda i: mpps[i])

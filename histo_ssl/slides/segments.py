@@ -6,6 +6,7 @@ file, has the size that its page says, and decodes without complaint, or it is a
 Letters: h, w are the height and width of an image in pixels, c its channels.
 """
 
+import functools
 import itertools
 import math
 import weakref
@@ -180,6 +181,11 @@ def _format(page: TiffPage | TiffFrame) -> TiffPage:
 def _grid(page: TiffPage) -> Grid:
     width, height = page.imagewidth, page.imagelength
     w, h = (page.tilewidth, page.tilelength) if page.is_tiled else (width, min(page.rowsperstrip, height))
+    return _grid_of(width, height, w, h)
+
+
+@functools.lru_cache
+def _grid_of(width: int, height: int, w: int, h: int) -> Grid:
     if min(w, h) < 1:
         raise ValueError(f"its stored tiles or strips are {w} x {h} px")
     return Grid(h=h, w=w, n_rows=math.ceil(height / h), n_columns=math.ceil(width / w))
@@ -206,6 +212,7 @@ def _page_pixels(page: TiffPage | TiffFrame, window: Window, *, reduction: int) 
     return canvas
 
 
+@functools.lru_cache
 def _reduced(grid: Grid, reduction: int) -> Grid:
     return Grid(h=grid.h // reduction, w=grid.w // reduction, n_rows=grid.n_rows, n_columns=grid.n_columns)
 

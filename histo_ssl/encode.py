@@ -86,9 +86,7 @@ class Encoder:
         # one array, changed in place, not four
         fed_B3SS = tiles_B3SS.to(self.device, non_blocking=True).to(torch.float32, copy=True)
         fed_BSS3 = fed_B3SS.permute(0, 2, 3, 1)
-        if (
-            fed_BSS3.is_contiguous()
-        ):  # as tiles are read; whole rows at a time, not the three colours of a pixel
+        if fed_BSS3.is_contiguous():  # as tiles are read: by whole rows, not three colours at a time
             n = fed_BSS3.shape[2]
             rows = fed_BSS3.view(-1, 3 * n)
             rows.div_(255).sub_(mean_3.repeat(n)).div_(std_3.repeat(n))

@@ -229,14 +229,11 @@ class SlideTiles:
     def faster(self, rows: RowList) -> str:
         """What would make reading some tiles cheaper, and what it would take."""
         packs = gigabytes(self.packed_bytes(rows))
+        said = f"data.pack=true would store {len(rows):,} tiles once, about {packs}"
         slides = {self.index.tile(int(row))[0] for row in self._tried(rows)}
-        if any(self.slide(i).gains_by_scaled_jpegs(self.spec) for i in slides):
-            scaled = (
-                "tiling.scaled_jpegs=true would cut other, nearly equal tiles from fewer decoded pixels; "
-            )
-        else:
-            scaled = ""
-        return f"{scaled}data.pack=true would store {len(rows):,} tiles once, about {packs}"
+        if not any(self.slide(i).gains_by_scaled_jpegs(self.spec) for i in slides):
+            return said
+        return f"tiling.scaled_jpegs=true would cut nearly equal tiles from fewer decoded pixels, or {said}"
 
     def packed_bytes(self, rows: RowList) -> int:
         """About how many bytes packs of some tiles take, judged by a few of them."""

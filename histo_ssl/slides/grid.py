@@ -21,9 +21,7 @@ class TileSpec:
     mpp: MicronsPerPx  # resolution of that tile
     stride_px: TilePx  # from one tile to the next, at the same resolution; size_px: they touch
     min_tissue: float  # share of the footprint that is tissue, 0-1
-    scaled_jpegs: bool = (
-        False  # made from stored JPEGs decoded at 1/2, 1/4 or 1/8, where no level suits as well
-    )
+    scaled_jpegs: bool = False  # from stored JPEGs decoded at 1/2, 1/4 or 1/8 where no level suits as well
 
     def side_level0(self, slide_mpp: MicronsPerPx) -> Level0Px:
         """Side of the tile's footprint on the scan, in level-0 pixels, rounded to nearest.

@@ -199,7 +199,7 @@ def _page_pixels(page: TiffPage | TiffFrame, window: Window, *, reduction: int) 
     if len(under) == 1 and shape[:2] == (grid.h, grid.w):
         alone = _segment(page, row=under[0][0], column=under[0][1], reduction=reduction)
         if alone is not None and alone.shape == shape:
-            return np.require(alone, requirements="W")
+            return alone if alone.flags.writeable else alone.copy()
     canvas = np.empty(shape, np.uint8)
     for row, column in under:
         y, x = row * grid.h, column * grid.w
